@@ -1,0 +1,235 @@
+"""The command `nebula`. Settings become flags in nebula_router.flags; a command only says what it starts."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from typer.main import get_command
+
+import nebula_router
+from nebula_router.config import Settings, SimSettings
+from nebula_router.flags import takes_settings
+from nebula_router.reference import as_toml, page
+from nebula_router.sources import ConfigError, load
+
+USAGE: Final = 2  # exit status of a command that was called wrongly
+_EACH_SIM_ITS_OWN: Final = frozenset({"sim.listen", "sim.name", "sim.seed"})
+_STOPS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
+_ANY: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+_NOT_YET: Final = {
+    "router": "a routing service apart from the gateway",
+    "node": "the manager of one machine's GPUs",
+    "scheduler": "the service that places models on machines",
+}
+
+app = typer.Typer(
+    name="nebula",
+    help="An OpenAI-compatible gateway that sends each request to the vLLM engine that will answer it soonest.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _example(*lines: str) -> str:
+    """Examples under a command's help, one line each."""
+    return "\n\n".join(["Examples:", *(f"`{line}`" for line in lines)])
+
+
+config_app = typer.Typer(
+    help="Look at settings: what is in force, whether a file is right, what there is.",
+    epilog=_example("nebula config show", "nebula config check gateway.toml", "nebula config docs"),
+)
+app.add_typer(config_app, name="config")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,  # noqa: FBT002
+) -> None:
+    """Answers for the program as a whole."""
+    if show_version:
+        typer.echo(f"nebula-router {nebula_router.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(
+    epilog=_example(
+        "nebula gateway --engine http://127.0.0.1:8000 --engine http://127.0.0.1:8001",
+        "nebula gateway --config gateway.toml --listen 0.0.0.0:8081",
+    )
+)
+@takes_settings("gateway", "route", "upstream")
+def gateway(*, settings: Settings) -> None:
+    """Serve the OpenAI API in front of vLLM engines."""
+    _serve(settings, [])
+
+
+@app.command(epilog=_example("nebula up --sim 4", "nebula up --sim 2 --speed 10 --policy round_robin"))
+@takes_settings("gateway", "route", "upstream", "sim", without=_EACH_SIM_ITS_OWN)
+def up(
+    *,
+    settings: Settings,
+    sim: Annotated[int, typer.Option("--sim", min=1, max=64, help="Simulated engines to start.")] = 4,
+) -> None:
+    """Start simulated engines and a gateway in front of them, in one process: a look around without a GPU."""
+    sims = [
+        settings.sim.model_copy(update={"listen": "127.0.0.1:0", "name": f"sim-{i}", "seed": i})
+        for i in range(1, sim + 1)
+    ]
+    typer.echo(_welcome(settings, sim))
+    sys.stdout.flush()
+    _serve(settings, sims)
+
+
+@app.command(epilog=_example("nebula sim --port 8000", "nebula sim --port 8001 --model tiny --speed 10"))
+@takes_settings("sim")
+def sim(
+    *,
+    settings: Settings,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="The port of --listen; 0 takes a free one.")
+    ] = None,
+) -> None:
+    """Start one simulated vLLM engine."""
+    from nebula_router.core import Sim
+
+    # Blocked before the engine's thread starts, so that it inherits the mask and only `sigwait` takes the signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        engine = Sim(_on_port(settings.sim, port).core_json())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    typer.echo(f"simulated engine {settings.sim.name} serves {settings.sim.model} on {engine.url}")
+    signal.sigwait(_STOPS)
+    engine.stop()
+
+
+@app.command(add_help_option=False, context_settings=_ANY)
+def bench(context: typer.Context) -> None:
+    """Measure the gateway, alone and beside its peers."""
+    from nebula_router.bench.cli import app as bench_app
+
+    get_command(bench_app).main(args=context.args, prog_name="nebula bench", standalone_mode=False)
+
+
+def _refusal(name: str, what: str) -> Callable[[], None]:
+    """A command that says that it is not there yet."""
+
+    def refuse() -> None:
+        _fail(
+            f"nebula {name}",
+            f"{what} is not part of this version; `nebula gateway --engine URL` serves engines that you start yourself",
+        )
+
+    return refuse
+
+
+for _name, _what in _NOT_YET.items():
+    app.command(_name, help=f"Not in this version: {_what}.", context_settings=_ANY)(_refusal(_name, _what))
+
+
+@config_app.command(epilog=_example("nebula config show", "nebula config show --config gateway.toml --json"))
+@takes_settings()
+def show(
+    *,
+    settings: Settings,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of TOML.")] = False,
+) -> None:
+    """Print the settings in force, from the environment, a file and the defaults. Secrets are not shown."""
+    if as_json:
+        typer.echo(settings.model_dump_json(indent=2))
+    else:
+        typer.echo(as_toml(settings), nl=False)
+
+
+@config_app.command(epilog=_example("nebula config check gateway.toml"))
+def check(file: Annotated[Path, typer.Argument(help="TOML file with settings.")]) -> None:
+    """Say whether a file is right, without the environment; every mistake is named."""
+    load(file=file, environment=False)
+    typer.echo(f"{file}: good")
+
+
+@config_app.command(epilog=_example("nebula config docs > docs/settings.md"))
+def docs() -> None:
+    """Print the page with every setting."""
+    typer.echo(page(), nl=False)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs one command and exits: 0 done, 2 called wrongly (one line on stderr says how), 130 interrupted."""
+    try:
+        status: Any = get_command(app).main(args=arguments, prog_name="nebula", standalone_mode=False)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        _fail(context.command_path if context else "nebula", error.format_message())
+    except ConfigError as error:
+        _fail("nebula", str(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _main_of(command: str) -> NoReturn:
+    main([command, *sys.argv[1:]])
+
+
+main_gateway = partial(_main_of, "gateway")
+main_router = partial(_main_of, "router")
+main_node = partial(_main_of, "node")
+main_scheduler = partial(_main_of, "scheduler")
+
+
+def _serve(settings: Settings, sims: list[SimSettings]) -> None:
+    from nebula_router.gateway.serve import run
+
+    try:
+        run(settings, sims=sims)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"cannot serve on {settings.gateway.listen}: {reason}; --listen takes another") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _welcome(settings: Settings, sims: int) -> str:
+    """What to type and where to look, once the gateway listens."""
+    host, port = settings.gateway.address
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+    url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    body = {
+        "model": settings.sim.model,
+        "messages": [{"role": "user", "content": "Say hello"}],
+        "max_tokens": 32,
+        "stream": True,
+    }
+    key = ' -H "Authorization: Bearer $KEY"' if settings.gateway.api_keys else ""
+    curl = f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {quote(json.dumps(body))}"
+    return "\n".join(
+        [
+            f"{sims} simulated engines and a gateway on {url}. Try:",
+            f"  {curl}",
+            f"Each request's routing decision is one line below. Engines: {url}/health. Metrics: {url}/metrics.",
+        ]
+    )
+
+
+def _on_port(sim: SimSettings, port: int | None) -> SimSettings:
+    if port is None:
+        return sim
+    host = sim.listen.rpartition(":")[0]
+    return sim.model_copy(update={"listen": f"{host}:{port}"})
+
+
+def _fail(where: str, lines: str) -> NoReturn:
+    for line in lines.splitlines():
+        typer.echo(f"{where}: {line}", err=True)
+    sys.exit(USAGE)

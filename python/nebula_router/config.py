@@ -1,0 +1,294 @@
+"""Every setting, once: its name, type, bounds, default, unit and help.
+
+Units stand last in names (`_s`, `_ms`, `_mb`, `_tokens`); 1 MB is 1,048,576 bytes. Flags, environment names, TOML
+names, the reference page and the JSON for the Rust core are derived from this module, which does no I/O itself.
+"""
+
+import json
+import re
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+MB: Final = 1024 * 1024
+_ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+):(?P<port>[0-9]{1,5})")
+_MAX_PORT: Final = 65535
+
+
+class Flag:
+    """Names the command-line flags of a setting where `--name-of-the-setting` is not what people type.
+
+    No name at all keeps a secret off the command line, which every user of a machine can read.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(
+        allow_inf_nan=False,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+
+def address(listen: str) -> tuple[str, int]:
+    """Host and port of `host:port`; the brackets of an IPv6 host are taken off.
+
+    Raises:
+        ValueError: `listen` is something else.
+    """
+    found = _ADDRESS.fullmatch(listen)
+    if found is None or int(found["port"]) > _MAX_PORT:
+        raise ValueError("expected host:port, for example 127.0.0.1:8081 or [::1]:8081")
+    return found["host"].strip("[]"), int(found["port"])
+
+
+def _checked_address(listen: str) -> str:
+    address(listen)
+    return listen
+
+
+def _engine_url(url: str) -> str:
+    """The URL as scheme://host[:port]: a slash at its end is dropped, anything more is refused."""
+    expected = "expected http://host:port, for example http://127.0.0.1:8000"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{expected} ({error})") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"{expected}, without a user name or password")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or re.search(r"\s", url):
+        raise ValueError(expected)
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError(f"{expected}, without a path: the gateway adds the path of each request")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _host_and_port(engine: Mapping[str, Any]) -> str:
+    parts = urlsplit(engine["url"])
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"[{parts.hostname}]:{port}" if ":" in (parts.hostname or "") else f"{parts.hostname}:{port}"
+
+
+def _items(value: object) -> object:
+    """The items of a list written as text: a JSON array, or words with commas between them."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"not a JSON array: {error}") from None
+    return [item.strip() for item in value.split(",")]
+
+
+def _pairs(value: object) -> object:
+    """The pairs of a table written as text: a JSON object, or `key=value` with commas between them."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"not a JSON object: {error}") from None
+    items = _items(value)
+    if not isinstance(items, list):
+        return items
+    pairs = [str(item).partition("=") for item in items]
+    if not all(separator for _, separator, _ in pairs):
+        raise ValueError("expected key=value")
+    return {key.strip(): target.strip() for key, _, target in pairs}
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+Secret = Annotated[SecretStr, Field(min_length=1)]
+
+
+class EngineSettings(_Group):
+    """One engine: in TOML an `[[engine]]` table, elsewhere its URL alone."""
+
+    url: Annotated[str, AfterValidator(_engine_url)] = Field(description="Where the engine serves HTTP.")
+    name: str = Field(
+        default_factory=_host_and_port,
+        min_length=1,
+        max_length=128,
+        pattern=r"^[!-~]+$",
+        description="Name in logs, metrics and headers; without one, host:port of the URL.",
+    )
+    ranks: int = Field(1, ge=1, le=256, description="Data-parallel ranks behind this URL.")
+
+
+def _engine(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class GatewaySettings(_Group):
+    """The face to clients."""
+
+    listen: Annotated[Address, Flag("--listen", "--listen-addr")] = Field(
+        "127.0.0.1:8081", description="Address to serve on, host:port."
+    )
+    engines: Annotated[
+        tuple[Annotated[EngineSettings, BeforeValidator(_engine)], ...],
+        NoDecode,
+        BeforeValidator(_items),
+        Flag("--engine"),
+    ] = Field((), description="Engines at start. In TOML, one [[engine]] table each, with url, name and ranks.")
+    model_aliases: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs), Flag("--model-alias")] = Field(
+        {}, description="Names that clients may use for a model, as alias=model."
+    )
+    max_body_mb: int = Field(64, ge=1, le=1024, description="Largest request body; a larger one is answered 413.")
+    max_inflight: int = Field(
+        8192, ge=1, le=1_000_000, description="Requests in flight at once; one more is answered 429."
+    )
+    grace_s: float = Field(30.0, ge=0, le=3600, description="Time that streams get to finish when the gateway stops.")
+    trust_kv_transfer_params: bool = Field(
+        False, description="Pass a client's own kv_transfer_params on. They can kill an engine; without trust they go."
+    )
+    api_keys: Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_items), Flag()] = Field(
+        (), description="Keys that clients may send as `Authorization: Bearer`. Without any, every client is let in."
+    )
+    admin_token: Annotated[Secret | None, Flag()] = Field(None, description="Token that the admin endpoints ask for.")
+    log_format: Literal["text", "json"] = Field("text", description="How a log line is written.")
+    log_level: Literal["debug", "info", "warn", "error"] = Field("info", description="Least severe line to write.")
+    log_requests: bool = Field(True, description="Write one line per request, with the routing decision.")
+
+    @field_validator("engines")
+    @classmethod
+    def _told_apart(cls, engines: tuple[EngineSettings, ...]) -> tuple[EngineSettings, ...]:
+        for kind, values in (("name", [e.name for e in engines]), ("URL", [e.url for e in engines])):
+            twice = [value for value, times in Counter(values).items() if times > 1]
+            if twice:
+                raise ValueError(f"two engines have the {kind} {twice[0]}: each needs its own")
+        return engines
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to serve on."""
+        return address(self.listen)
+
+
+class RouteSettings(_Group):
+    """How an engine is chosen. Costs are in tokens of prefill work."""
+
+    policy: Literal["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"] = Field(
+        "kv", description="Rule that picks the engine."
+    )
+    text_block_bytes: int = Field(
+        64, ge=8, le=4096, description="Block of the text key, for prompts whose tokens are not known."
+    )
+    token_block_tokens: int = Field(16, ge=1, le=1024, description="Block of the token key.")
+    bytes_per_token: float = Field(4.0, ge=0.25, le=64, description="Bytes of text taken for one token.")
+    tree_max_mb: int = Field(256, ge=1, le=65536, description="Memory bound of the block tree.")
+    route_ttl_s: float = Field(900.0, ge=1, le=86400, description="Time that a routed prompt is believed to be cached.")
+    decode_request_tokens: float = Field(24.0, ge=0, le=100_000, description="Cost of one running request.")
+    decode_resident_weight: float = Field(
+        0.02, ge=0, le=10, description="Cost of one prompt token of a running request."
+    )
+    pressure_tokens: float = Field(4000.0, ge=0, le=10_000_000, description="Cost of a full KV cache.")
+    pressure_start: float = Field(
+        0.9, ge=0, le=0.99, description="Share of the KV cache in use where that cost begins to grow."
+    )
+    breaker_failures: int = Field(
+        5, ge=1, le=1000, description="Failures in a row after which an engine is left alone."
+    )
+    breaker_open_ms: int = Field(
+        5000, ge=10, le=600_000, description="Time until an engine that was left alone gets one request as a trial."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=2**64 - 1, description="Seed of random choices; without one, each start draws its own."
+    )
+
+
+class UpstreamSettings(_Group):
+    """The connections to engines."""
+
+    connect_timeout_ms: int = Field(2000, ge=1, le=600_000, description="Longest wait for a connection.")
+    first_byte_timeout_s: float = Field(
+        600.0, ge=0.01, le=86400, description="Longest wait for the first byte of a reply."
+    )
+    idle_timeout_s: float = Field(300.0, ge=0.01, le=86400, description="Longest wait between two chunks of a reply.")
+    pool_idle_ms: int = Field(
+        4000, ge=0, le=4900, description="Time a spare connection is kept; vLLM closes its end after 5 s."
+    )
+    pool_per_engine: int = Field(1024, ge=1, le=65536, description="Spare connections kept per engine.")
+    retries: int = Field(2, ge=0, le=16, description="Further engines tried before the first byte reached the client.")
+    probe_interval_ms: int = Field(1000, ge=10, le=600_000, description="Time between two health probes of an engine.")
+    probe_timeout_ms: int = Field(2000, ge=10, le=600_000, description="Longest wait for a probe's answer.")
+    facts_interval_s: float = Field(
+        30.0, ge=0.01, le=86400, description="Time between two looks at an engine's models and limits."
+    )
+    ca_file: str | None = Field(
+        None,
+        min_length=1,
+        description="PEM file of the authorities to check https engines by; without one, the system's.",
+    )
+
+
+class SimSettings(_Group):
+    """One engine that `nebula sim` or `nebula up` simulates; its times are like an 8B model's on a large GPU."""
+
+    listen: Address = Field("127.0.0.1:8000", description="Address to serve on; port 0 takes a free one.")
+    model: str = Field("tiny", min_length=1, description="Model that it claims to serve.")
+    name: str = Field(
+        "sim", min_length=1, max_length=128, pattern=r"^[!-~]+$", description="Name in its header `x-sim-engine`."
+    )
+    block_size: int = Field(16, ge=1, le=1024, description="Tokens per block of its KV cache.")
+    kv_blocks: int = Field(16384, ge=1, le=100_000_000, description="Blocks in its KV cache.")
+    max_num_seqs: int = Field(256, ge=1, le=65536, description="Requests that run at once.")
+    max_num_batched_tokens: int = Field(8192, ge=1, le=10_000_000, description="Tokens computed in one step.")
+    max_model_len: int = Field(32768, ge=1, le=100_000_000, description="Longest prompt and reply together, in tokens.")
+    prefill_us_per_token: float = Field(40.0, ge=0, le=1e6, description="Time to compute one prompt token.")
+    decode_us_per_seq: float = Field(25.0, ge=0, le=1e6, description="Time that each running request adds to a step.")
+    step_base_us: float = Field(6000.0, ge=0, le=1e7, description="Time of an empty step.")
+    speed: float = Field(
+        1.0, ge=0, le=1e6, description="How much faster than real time it runs; 0 is as fast as it can."
+    )
+    seed: int = Field(0, ge=0, le=2**64 - 1, description="Seed of its request ids.")
+
+    def core_json(self) -> bytes:
+        """The document that the core's simulator reads."""
+        return json.dumps(self.model_dump()).encode()
+
+
+class Settings(_Group):
+    """The whole tree. Build it by `nebula_router.sources.load`, or in a test by hand."""
+
+    gateway: GatewaySettings = GatewaySettings()
+    route: RouteSettings = RouteSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    sim: SimSettings = SimSettings()
+
+    def core_json(self) -> bytes:
+        """The document that the core reads: `route`, `wire`, `engines`; every field present, in ms and bytes."""
+        shared = {"max_inflight", "trust_kv_transfer_params", "model_aliases", "log_requests"}
+        seed = secrets.randbits(64) if self.route.seed is None else self.route.seed
+        wire = self.upstream.model_dump() | self.gateway.model_dump(include=shared) | {"seed": seed}
+        return json.dumps(
+            {
+                "route": _core_units(self.route.model_dump(exclude={"seed"})),
+                "wire": _core_units(wire),
+                "engines": [engine.model_dump(include={"name", "url", "ranks"}) for engine in self.gateway.engines],
+            }
+        ).encode()
+
+
+def _core_units(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values in the units of the core: `_s` as whole `_ms`, `_mb` as `_bytes`."""
+    return dict(_core_unit(name, value) for name, value in group.items())
+
+
+def _core_unit(name: str, value: Any) -> tuple[str, Any]:  # noqa: ANN401 - a setting has any type
+    if name.endswith("_s"):
+        return f"{name[:-2]}_ms", round(value * 1000)
+    if name.endswith("_mb"):
+        return f"{name[:-3]}_bytes", value * MB
+    return name, value

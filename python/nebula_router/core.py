@@ -1,0 +1,189 @@
+"""The Rust core as the rest of the package sees it: the one module that imports `_core`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import orjson
+
+from nebula_router import _core
+from nebula_router._core import NebulaError, chain_from_text, chain_from_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+__all__ = [
+    "PATHS",
+    "POLICIES",
+    "ClientLeft",
+    "Core",
+    "NebulaError",
+    "Reply",
+    "Sim",
+    "chain_from_text",
+    "chain_from_tokens",
+    "start_log",
+]
+
+PATHS: Final[tuple[str, ...]] = tuple(_core.PATHS)
+"""The paths that reach an engine."""
+
+POLICIES: Final[tuple[str, ...]] = tuple(_core.POLICIES)
+"""The routing policies by name."""
+
+start_log = _core.start_log
+Sim = _core.Sim
+
+
+class ClientLeft(Exception):  # noqa: N818 - an event, not an error
+    """Nobody waits for the reply any more."""
+
+
+class Part(NamedTuple):
+    """All of a reply that was ready at one moment."""
+
+    status: int | None
+    """HTTP status, in the first part alone."""
+    headers: list[tuple[bytes, bytes]] | None
+    """Reply headers, in the first part alone."""
+    body: bytes
+    """May be empty in the last part."""
+    end: bool
+    """Nothing follows."""
+
+
+class Core:
+    """Router and connections of one gateway, bound to the running event loop.
+
+    Must be made, used and closed on that loop's thread.
+    """
+
+    def __init__(self, settings: bytes) -> None:
+        """Start the core from the document of `Settings.core_json`.
+
+        Raises:
+            ValueError: a setting that the core refuses, by name.
+
+        """
+        self._core = _core.Core(settings)
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._core.wakeup_fd(), self._wake)
+
+    def dispatch(self, path: str, query: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Reply:
+        """Send a request on its way; the reply tells how it went.
+
+        Raises:
+            ValueError: a header that is none, or a path that reaches no engine.
+
+        """
+        return Reply(self, self._core.dispatch(path, query, headers, body))
+
+    def engines(self) -> list[dict[str, Any]]:
+        """Every engine with its state, load and facts."""
+        engines: list[dict[str, Any]] = orjson.loads(self._core.engines())
+        return engines
+
+    def set_engines(self, specs: list[dict[str, Any]]) -> None:
+        """Replace the fleet; engines that stay keep their state.
+
+        Raises:
+            ValueError: two engines of one name, or a URL that is none.
+
+        """
+        self._core.set_engines(orjson.dumps(specs))
+
+    def drain_engine(self, name: str, *, on: bool) -> None:
+        """Give the engine no new requests, or give it some again.
+
+        Raises:
+            ValueError: there is no engine of that name.
+
+        """
+        self._core.drain_engine(name, on)
+
+    def models(self) -> list[dict[str, Any]]:
+        """Every engine's models, each with the card that its engine gave."""
+        models: list[dict[str, Any]] = orjson.loads(self._core.models())
+        return models
+
+    def metrics(self) -> str:
+        """All metrics in Prometheus' text format."""
+        return self._core.metrics()
+
+    def inflight(self) -> int:
+        """Count the requests that have not ended."""
+        return self._core.inflight()
+
+    def refuse(self) -> None:
+        """Answer every new request with 503 from now on."""
+        self._core.close()
+
+    def cut(self) -> None:
+        """End every request that waits for its engine with an error, as if the core had failed it."""
+        for exchange in list(self._waiters):
+            self.give_up(exchange, _stopping())
+
+    def stop(self) -> None:
+        """Stop every task of the core; requests in flight break off."""
+        self.cut()
+        self._loop.remove_reader(self._core.wakeup_fd())
+        self._core.stop()
+
+    def wait(self, exchange: int) -> asyncio.Future[None]:
+        """Return what is done when the exchange's next part can be taken."""
+        waiter = self._waiters[exchange] = self._loop.create_future()
+        return waiter
+
+    def give_up(self, exchange: int, error: Exception) -> None:
+        """Let whoever waits for the exchange fail with `error`."""
+        waiter = self._waiters.pop(exchange, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    def _wake(self) -> None:
+        for exchange in self._core.drain():
+            waiter = self._waiters.pop(exchange, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+
+class Reply:
+    """One request in flight. `cancel` it, or drop it, and the engine stops its work."""
+
+    __slots__ = ("_core", "_exchange")
+
+    def __init__(self, core: Core, exchange: _core.Exchange) -> None:
+        """Wrap an exchange of `core`."""
+        self._core = core
+        self._exchange = exchange
+
+    async def part(self) -> Part:
+        """Return all that is ready of the reply, waiting until there is something.
+
+        Raises:
+            NebulaError: there is no reply, or it ends early.
+            ClientLeft: `cancel` was called meanwhile.
+
+        """
+        exchange = self._exchange
+        part = exchange.take()
+        while part is None:
+            await self._core.wait(exchange.id)
+            part = exchange.take()
+        return Part(*part)
+
+    def cancel(self) -> None:
+        """Stop the request in the engine; does nothing to a request that has ended."""
+        self._exchange.cancel()
+        self._core.give_up(self._exchange.id, ClientLeft())
+
+
+def _stopping() -> NebulaError:
+    error = NebulaError("the gateway stopped before the reply was complete")
+    error.status, error.code, error.retry_after_s = 503, "stopping", 1
+    detail = {"message": str(error), "type": "ServiceUnavailableError", "param": None, "code": error.status}
+    error.body = orjson.dumps({"error": detail})
+    return error

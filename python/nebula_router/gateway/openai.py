@@ -1,0 +1,171 @@
+"""The paths that reach an engine: raw ASGI, one crossing into the core per request and one per wake-up back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from nebula_router.config import MB
+from nebula_router.core import ClientLeft, NebulaError
+from nebula_router.gateway.auth import Keys, without_authorization
+from nebula_router.gateway.errors import error_body, send_error
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from nebula_router.config import Settings
+    from nebula_router.core import Core, Part, Reply
+
+WATCH_AFTER_S: Final = 0.02
+"""From this age on a request's client is watched. Most short requests end before, and the watch costs a task."""
+
+_EVENT_STREAM: Final = (b"content-type", b"text/event-stream")
+
+
+class BodyTooLarge(Exception):
+    """The request's body is above the limit."""
+
+
+class Proxy:
+    """The endpoint of every path that reaches an engine."""
+
+    def __init__(self, core: Core, settings: Settings) -> None:
+        """Send requests through `core`."""
+        self._core = core
+        self._keys = Keys(settings.gateway.api_keys)
+        self._max_body = settings.gateway.max_body_mb * MB
+        self.active = 0
+        """Requests whose last byte has not been handed to the server."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["method"] != "POST":
+            body = error_body(405, f"{scope['method']} is not allowed here; use POST")
+            return await send_error(send, 405, body, (b"allow", b"POST"))
+        headers = scope["headers"]
+        if self._keys:
+            if not self._keys.admit(headers):
+                body = error_body(401, "a valid key is needed: Authorization: Bearer KEY")
+                return await send_error(send, 401, body, (b"www-authenticate", b"Bearer"))
+            headers = without_authorization(headers)
+        self.active += 1
+        try:
+            body = await read_body(headers, receive, self._max_body)
+            reply = self._core.dispatch(scope["path"], scope["query_string"], headers, body)
+            await self._relay(reply, receive, send)
+        except BodyTooLarge:
+            limit = f"the request body is larger than {self._max_body // MB} MB (setting gateway.max_body_mb)"
+            await send_error(send, 413, error_body(413, limit), (b"connection", b"close"))
+        except ValueError as error:
+            await send_error(send, 400, error_body(400, str(error)))
+        except ClientLeft:
+            pass
+        finally:
+            self.active -= 1
+        return None
+
+    async def _relay(self, reply: Reply, receive: Receive, send: Send) -> None:
+        watch = Watch(reply, receive)
+        try:
+            try:
+                part = await reply.part()
+            except NebulaError as error:
+                return await send_refusal(send, error)
+            await send({"type": "http.response.start", "status": part.status, "headers": part.headers})
+            await self._stream(reply, part, send)
+        finally:
+            watch.stop()
+            reply.cancel()
+        return None
+
+    async def _stream(self, reply: Reply, part: Part, send: Send) -> None:
+        events = _is_event_stream(part.headers or [])
+        while not part.end:
+            await send({"type": "http.response.body", "body": part.body, "more_body": True})
+            try:
+                part = await reply.part()
+            except NebulaError as error:
+                if not events:
+                    # The server then closes the connection short of the promised length: the client sees the break.
+                    raise
+                frame = b"data: " + error.body + b"\n\n"
+                return await send({"type": "http.response.body", "body": frame, "more_body": False})
+        return await send({"type": "http.response.body", "body": part.body, "more_body": False})
+
+
+class Watch:
+    """Stops the engine's work as soon as nobody waits for it any more."""
+
+    __slots__ = ("_receive", "_reply", "_task", "_timer")
+
+    def __init__(self, reply: Reply, receive: Receive) -> None:
+        """Begin once the request is `WATCH_AFTER_S` old."""
+        self._reply = reply
+        self._receive = receive
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    def stop(self) -> None:
+        """End the watch; the request is over."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._cancel_when_gone())
+
+    async def _cancel_when_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._reply.cancel()
+
+
+async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes:
+    """Return the whole body.
+
+    A body of known length is complete once that many bytes are there: asking again would cost another round through
+    the server for an empty last message.
+
+    Raises:
+        BodyTooLarge: above `limit`; nothing is read if the headers say so.
+        ClientLeft: before the body was complete.
+
+    """
+    expected = content_length(headers)
+    if expected is not None and expected > limit:
+        raise BodyTooLarge
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more and size != expected:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientLeft
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """Return the length that the headers promise."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+async def send_refusal(send: Send, error: NebulaError) -> None:
+    """Answer with the core's own error body and status."""
+    extra = [(b"retry-after", str(error.retry_after_s).encode())] if error.retry_after_s is not None else []
+    if error.code == "stopping":
+        extra.append((b"connection", b"close"))
+    await send_error(send, error.status, error.body, *extra)
+
+
+def _is_event_stream(headers: list[tuple[bytes, bytes]]) -> bool:
+    name, prefix = _EVENT_STREAM
+    return any(key == name and value.startswith(prefix) for key, value in headers)

@@ -1,0 +1,105 @@
+"""One process: the core, the app and granian, from start to graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from nebula_router.config import EngineSettings, address
+from nebula_router.core import Core, Sim, start_log
+from nebula_router.gateway.app import GatewayApp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nebula_router.config import Settings, SimSettings
+
+_SERVER_STOP_S: Final = 0.5
+"""granian waits for idle keep-alive connections to end by themselves; nothing is in flight then, so we do not."""
+_DRAIN_POLL_S: Final = 0.02
+_BACKLOG: Final = 4096
+
+
+def run(settings: Settings, sims: Sequence[SimSettings]) -> None:
+    """Serve until SIGTERM or SIGINT, then let streams finish for `gateway.grace_s`; a second signal stops at once.
+
+    Raises:
+        ValueError: a setting that the core refuses, by name.
+        OSError: the address cannot be served on.
+
+    """
+    log = start_log(settings.gateway.log_format, settings.gateway.log_level)
+    engines = [Sim(sim.core_json()) for sim in sims]
+    simulated = tuple(
+        EngineSettings(url=engine.url, name=sim.name) for engine, sim in zip(engines, sims, strict=True)
+    )
+    if simulated:
+        gateway = settings.gateway.model_copy(update={"engines": settings.gateway.engines + simulated})
+        settings = settings.model_copy(update={"gateway": gateway})
+    uvloop.run(_serve(settings))
+    for engine in engines:
+        engine.stop()
+    # granian's own threads still hold idle connections; they end with the process, once the log is written.
+    del log
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _serve(settings: Settings) -> None:
+    core = Core(settings.core_json())
+    app = GatewayApp(core, settings)
+    server = _server(app, settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = loop.create_task(server.serve())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        stop.clear()
+        await _drain(app, core, stop, settings.gateway.grace_s)
+        server.stop()
+        await asyncio.wait({serving}, timeout=_SERVER_STOP_S)
+    stopping.cancel()
+    core.stop()
+    if serving.done():
+        serving.result()
+
+
+def _server(app: GatewayApp, settings: Settings) -> Server:
+    host, port = address(settings.gateway.listen)
+    return Server(
+        app,
+        host,
+        port,
+        interface=Interfaces.ASGINL,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(),
+        websockets=False,
+        backlog=_BACKLOG,
+        # Connections, not requests: idle ones count, and requests above `max_inflight` get a 429 from the core.
+        backpressure=2 * settings.gateway.max_inflight,
+        log_enabled=False,
+    )
+
+
+async def _drain(app: GatewayApp, core: Core, again: asyncio.Event, grace_s: float) -> None:
+    """Refuse new requests and wait for those in flight: until done, until `grace_s`, or until a second signal."""
+    app.draining = True
+    core.refuse()
+    deadline = asyncio.get_running_loop().time() + grace_s
+    while app.proxy.active and not again.is_set() and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_DRAIN_POLL_S)
+    if app.proxy.active:
+        core.cut()
+        await asyncio.sleep(_DRAIN_POLL_S)

@@ -1,0 +1,144 @@
+//! The gateway's half in Rust, seen from Python.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use nebula_route::{EngineSpec, Router};
+use nebula_wire::endpoint::{ENDPOINTS, Endpoint};
+use nebula_wire::{Request, Wire};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+use serde::Deserialize;
+
+use crate::bridge::Bridge;
+use crate::error::{invalid, route_to_python, to_python};
+use crate::exchange::Exchange;
+
+/// Router and wire of one gateway.
+#[pyclass(frozen, module = "nebula_router._core")]
+pub(crate) struct Core {
+    wire: Wire,
+    bridge: Arc<Bridge>,
+    next_id: AtomicU64,
+}
+
+/// The settings document: see `Settings.core_json` in Python.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    route: nebula_route::Config,
+    wire: nebula_wire::Config,
+    engines: Vec<EngineSpec>,
+}
+
+#[pymethods]
+impl Core {
+    #[new]
+    fn new(py: Python<'_>, settings: &[u8]) -> PyResult<Core> {
+        let Document { route, wire, engines } = serde_json::from_slice(settings)
+            .map_err(|cause| invalid(&format!("settings for the core: {cause}")))?;
+        let router = Router::new(route, wire.seed).map_err(|error| route_to_python(py, error))?;
+        router.set_engines(engines).map_err(|error| route_to_python(py, error))?;
+        let wire = Wire::start(wire, Arc::new(router)).map_err(|error| to_python(py, &error))?;
+        Ok(Core { wire, bridge: Arc::new(Bridge::new()?), next_id: AtomicU64::new(0) })
+    }
+
+    /// Readable while `drain` has something to return.
+    fn wakeup_fd(&self) -> RawFd {
+        self.bridge.fd()
+    }
+
+    /// Sends a request on its way.
+    fn dispatch(
+        &self,
+        path: &str,
+        query: &[u8],
+        headers: &Bound<'_, PyAny>,
+        body: &[u8],
+    ) -> PyResult<Exchange> {
+        let endpoint = Endpoint::find(path)
+            .ok_or_else(|| PyValueError::new_err(format!("{path} does not reach an engine")))?;
+        let query = String::from_utf8_lossy(query).into_owned();
+        let headers = headers_from_python(headers)?;
+        let body = Bytes::copy_from_slice(body);
+        let exchange = self.wire.dispatch(Request { endpoint, query, headers, body });
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Ok(Exchange::new(id, exchange, Arc::clone(&self.bridge)))
+    }
+
+    /// The ids of the exchanges whose next part can be taken.
+    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.bridge.take())
+    }
+
+    /// The fleet from now on, as JSON: a list of engine specs.
+    fn set_engines(&self, py: Python<'_>, engines: &[u8]) -> PyResult<()> {
+        let engines: Vec<EngineSpec> =
+            serde_json::from_slice(engines).map_err(|cause| invalid(&format!("engines: {cause}")))?;
+        self.wire.set_engines(engines).map_err(|error| to_python(py, &error))
+    }
+
+    /// Whether the engine `name` gets new requests.
+    fn drain_engine(&self, py: Python<'_>, name: &str, on: bool) -> PyResult<()> {
+        self.wire.router().drain(name, on).map_err(|error| route_to_python(py, error))
+    }
+
+    /// The engines with their state, load and facts, as JSON.
+    fn engines<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let views: Vec<_> = self.wire.router().engines().iter().map(|engine| engine.view()).collect();
+        let json = serde_json::to_vec(&views).map_err(|cause| invalid(&cause.to_string()))?;
+        Ok(PyBytes::new(py, &json))
+    }
+
+    /// The union of the engines' models, as JSON: each model's own card.
+    fn models<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let cards: Vec<String> = self.wire.router().models().into_iter().map(|model| model.raw).collect();
+        PyBytes::new(py, format!("[{}]", cards.join(",")).as_bytes())
+    }
+
+    /// All metrics in Prometheus' text format.
+    fn metrics(&self, py: Python<'_>) -> PyResult<String> {
+        self.wire.metrics().map_err(|error| to_python(py, &error))
+    }
+
+    /// Requests that have not ended.
+    fn inflight(&self) -> usize {
+        self.wire.inflight()
+    }
+
+    /// Refuses new requests from now on.
+    fn close(&self) {
+        self.wire.close();
+    }
+
+    /// Stops every task and waits for the thread.
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.wire.stop());
+    }
+}
+
+/// The paths that `Core.dispatch` takes.
+pub(crate) fn paths() -> Vec<&'static str> {
+    ENDPOINTS.iter().map(|endpoint| endpoint.path).collect()
+}
+
+/// ASGI headers: an iterable of pairs of bytes. One that is no HTTP header is refused by name.
+fn headers_from_python(pairs: &Bound<'_, PyAny>) -> PyResult<HeaderMap> {
+    let mut headers = HeaderMap::with_capacity(16);
+    for pair in pairs.try_iter()? {
+        let pair = pair?;
+        let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
+        let (name, value) = (name.cast::<PyBytes>()?.as_bytes(), value.cast::<PyBytes>()?.as_bytes());
+        let parsed = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
+        let (Ok(name), Ok(value)) = parsed else {
+            let name = String::from_utf8_lossy(name);
+            return Err(PyValueError::new_err(format!("header {name} is not valid")));
+        };
+        headers.append(name, value);
+    }
+    Ok(headers)
+}

@@ -1,0 +1,33 @@
+//! The settings of this room. Defaults live in the Python settings model alone: a missing or unknown field is refused.
+
+use serde::Deserialize;
+
+/// What decides; field names are those of the settings reference.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The policy by name, one of [`POLICIES`](crate::POLICIES).
+    pub policy: String,
+    /// Bytes per block of the text kind of key.
+    pub text_block_bytes: u32,
+    /// Tokens per block where the engine's own block size is not known.
+    pub token_block_tokens: u32,
+    /// Bytes of text that make one token, for prompts that are not tokenised.
+    pub bytes_per_token: f32,
+    /// Bound of the index in bytes.
+    pub tree_max_bytes: u64,
+    /// How long a route is taken for cached without any event that says so.
+    pub route_ttl_ms: u64,
+    /// Price of one running request on a rank, in tokens of prefill work.
+    pub decode_request_tokens: f32,
+    /// Price of one resident token on a rank, in tokens of prefill work.
+    pub decode_resident_weight: f32,
+    /// Price of a full KV cache, in tokens of prefill work.
+    pub pressure_tokens: f32,
+    /// KV usage, 0 to 1, from which pressure is priced.
+    pub pressure_start: f32,
+    /// Failures in a row after which an engine is left alone.
+    pub breaker_failures: u32,
+    /// How long an engine is left alone before one request may try it again.
+    pub breaker_open_ms: u64,
+}

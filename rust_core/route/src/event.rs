@@ -1,0 +1,27 @@
+//! What an engine says about its KV cache, in the words of the tree.
+
+/// One change of one rank's KV cache.
+///
+/// The engine's own hashes are opaque: they only name blocks, in removals and as parents. What a block holds is told by
+/// `seed` and `locals`, hashed as [`crate::block`] hashes a prompt, so the engine's hash algorithm never matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Consecutive blocks of one chain are in the cache from now on.
+    Stored {
+        /// The engine's names of the blocks, in order.
+        engine_hashes: Vec<u64>,
+        /// The engine's name of the block before the first one; `None` where the first one opens a prompt.
+        parent: Option<u64>,
+        /// [`crate::block::Scope::seed`] of the chain; read only where `parent` is `None`.
+        seed: u64,
+        /// [`crate::block::local`] of each block, in order. Where the two lists differ in length the shorter one counts.
+        locals: Vec<u64>,
+    },
+    /// Blocks left the cache.
+    Removed {
+        /// The engine's names of the blocks, in any order; unknown ones are counted and passed over.
+        engine_hashes: Vec<u64>,
+    },
+    /// The rank holds nothing any more.
+    Cleared,
+}

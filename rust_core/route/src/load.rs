@@ -1,0 +1,106 @@
+//! What is booked on each rank, in tokens; booked at the choice, returned by the [`Guard`] exactly once on every path.
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Shared};
+
+/// The books of one rank.
+///
+/// Counters are independent: a reader may see one request's tokens a moment before its count, which moves a price by
+/// one request for nanoseconds, and every sum is exact once the guards are gone.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    prefill_tokens: AtomicU64,
+    resident_tokens: AtomicU64,
+    running: AtomicU32,
+    /// `f32` bits of the KV usage that the engine last reported.
+    kv_usage: AtomicU32,
+}
+
+/// What a rank has on its hands now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Load {
+    /// Booked prompt tokens that are still to be computed.
+    pub prefill_tokens: u64,
+    /// Prompt tokens of all booked requests.
+    pub resident_tokens: u64,
+    /// Booked requests.
+    pub running: u32,
+    /// Used share of the KV cache, 0 to 1, as the engine last reported.
+    pub kv_usage: f32,
+}
+
+/// One request's place in the books; dropping it gives everything back.
+#[derive(Debug)]
+pub struct Guard {
+    ledger: Shared<Ledger>,
+    prefill_tokens: AtomicU64,
+    resident_tokens: u64,
+}
+
+impl Ledger {
+    /// What is booked now.
+    pub fn load(&self) -> Load {
+        Load {
+            prefill_tokens: self.prefill_tokens.load(Ordering::Relaxed),
+            resident_tokens: self.resident_tokens.load(Ordering::Relaxed),
+            running: self.running.load(Ordering::Relaxed),
+            kv_usage: f32::from_bits(self.kv_usage.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Books a request that must compute `prefill_tokens` of its `resident_tokens`.
+    pub fn book(self: &Shared<Self>, prefill_tokens: u64, resident_tokens: u64) -> Guard {
+        self.prefill_tokens.fetch_add(prefill_tokens, Ordering::Relaxed);
+        self.resident_tokens.fetch_add(resident_tokens, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Guard {
+            ledger: Shared::clone(self),
+            prefill_tokens: AtomicU64::new(prefill_tokens),
+            resident_tokens,
+        }
+    }
+
+    pub(crate) fn set_kv_usage(&self, usage: f32) {
+        self.kv_usage.store(usage.clamp(0.0, 1.0).to_bits(), Ordering::Relaxed);
+    }
+}
+
+impl Guard {
+    /// The prompt has been computed: its prefill is returned. Calling it again changes nothing.
+    pub fn first_byte(&self) {
+        let prefill_tokens = self.prefill_tokens.swap(0, Ordering::Relaxed);
+        self.ledger.prefill_tokens.fetch_sub(prefill_tokens, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.first_byte();
+        self.ledger.resident_tokens.fetch_sub(self.resident_tokens, Ordering::Relaxed);
+        self.ledger.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(nebula_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefill_goes_at_the_first_byte_and_the_rest_at_the_end() {
+        let ledger = Shared::new(Ledger::default());
+        let guard = ledger.book(100, 400);
+        assert_eq!(ledger.load(), Load { prefill_tokens: 100, resident_tokens: 400, running: 1, kv_usage: 0.0 });
+        guard.first_byte();
+        guard.first_byte();
+        assert_eq!(ledger.load(), Load { prefill_tokens: 0, resident_tokens: 400, running: 1, kv_usage: 0.0 });
+        drop(guard);
+        assert_eq!(ledger.load(), Load::default());
+    }
+
+    #[test]
+    fn a_guard_dropped_before_the_first_byte_returns_everything() {
+        let ledger = Shared::new(Ledger::default());
+        let guards: Vec<_> = (1..50).map(|n| ledger.book(n, 3 * n)).collect();
+        drop(guards);
+        assert_eq!(ledger.load(), Load::default());
+    }
+}

@@ -1,0 +1,128 @@
+//! The named ways to choose among the engines that can take a request.
+
+use std::str::FromStr;
+
+use fastrand::Rng;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::fleet::Engine;
+use crate::{Error, Load, Terms, pick};
+
+/// The policies' names, the default first.
+pub const POLICIES: [&str; 6] = ["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"];
+
+/// How an engine is chosen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Policy {
+    /// The lowest price of overlap and load.
+    Kv,
+    /// One after the other.
+    RoundRobin,
+    /// Any.
+    Random,
+    /// The lowest price of load alone.
+    LeastLoaded,
+    /// The less loaded of two at random.
+    PowerOfTwo,
+    /// Always the same for one session while the fleet stays (rendezvous hashing); without a session, as least loaded.
+    Session,
+}
+
+/// One rank that can take the request.
+pub(crate) struct Candidate<'a> {
+    pub(crate) engine: &'a std::sync::Arc<Engine>,
+    pub(crate) rank_index: u32,
+    pub(crate) load: Load,
+    pub(crate) overlap_tokens: u32,
+    pub(crate) terms: Terms,
+}
+
+impl Policy {
+    /// Whether the choice depends on what the ranks hold.
+    pub(crate) fn reads_tree(self) -> bool {
+        self == Policy::Kv
+    }
+
+    /// The index of the chosen candidate; `None` only if there is none. `turn` counts requests.
+    pub(crate) fn choose(
+        self,
+        candidates: &[Candidate<'_>],
+        session: Option<&str>,
+        turn: u64,
+        rng: &mut Rng,
+    ) -> Option<usize> {
+        let prices = || candidates.iter().map(|candidate| candidate.terms.total);
+        match self {
+            _ if candidates.is_empty() => None,
+            Policy::Kv | Policy::LeastLoaded => pick::lowest(prices(), rng),
+            // The remainder is below the number of candidates, which fits.
+            #[expect(clippy::cast_possible_truncation, reason = "see above")]
+            Policy::RoundRobin => Some((turn % candidates.len() as u64) as usize),
+            Policy::Random => Some(rng.usize(..candidates.len())),
+            Policy::PowerOfTwo => Some(less_loaded_of_two(candidates, rng)),
+            Policy::Session => match session {
+                Some(session) => rendezvous(candidates, session),
+                None => pick::lowest(prices(), rng),
+            },
+        }
+    }
+}
+
+fn less_loaded_of_two(candidates: &[Candidate<'_>], rng: &mut Rng) -> usize {
+    let first = rng.usize(..candidates.len());
+    if candidates.len() == 1 {
+        return first;
+    }
+    // Another one: drawn from the rest, shifted past the first.
+    let second = (first + 1 + rng.usize(..candidates.len() - 1)) % candidates.len();
+    if candidates[second].terms.total < candidates[first].terms.total { second } else { first }
+}
+
+/// Highest random weight (Thaler and Ravishankar, 1998): an engine that comes or goes moves only its own sessions.
+fn rendezvous(candidates: &[Candidate<'_>], session: &str) -> Option<usize> {
+    let weight = |candidate: &Candidate<'_>| {
+        let mut key = Vec::with_capacity(session.len() + candidate.engine.spec().name.len() + 5);
+        key.extend_from_slice(session.as_bytes());
+        key.push(0);
+        key.extend_from_slice(candidate.engine.spec().name.as_bytes());
+        key.extend_from_slice(&candidate.rank_index.to_le_bytes());
+        xxh3_64(&key)
+    };
+    (0..candidates.len()).max_by_key(|&index| weight(&candidates[index]))
+}
+
+impl FromStr for Policy {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Policy, Error> {
+        match name {
+            "kv" => Ok(Policy::Kv),
+            "round_robin" => Ok(Policy::RoundRobin),
+            "random" => Ok(Policy::Random),
+            "least_loaded" => Ok(Policy::LeastLoaded),
+            "power_of_two" => Ok(Policy::PowerOfTwo),
+            "session" => Ok(Policy::Session),
+            _ => Err(unknown(name)),
+        }
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    let mut nearest = POLICIES;
+    nearest.sort_by_key(|known| strsim::damerau_levenshtein(known, name));
+    Error::UnknownPolicy { name: name.to_owned(), nearest: nearest[0], known: POLICIES.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_a_policy_and_an_unknown_one_is_refused_with_the_nearest() {
+        for name in POLICIES {
+            assert!(name.parse::<Policy>().is_ok(), "{name}");
+        }
+        let error = "round-robin".parse::<Policy>().unwrap_err();
+        assert!(matches!(error, Error::UnknownPolicy { nearest: "round_robin", .. }), "{error}");
+    }
+}

@@ -1,0 +1,142 @@
+//! The index: which rank holds which blocks.
+//!
+//! A radix tree with compressed edges. A node is a run of blocks that was so far always followed as a whole, with the ranks
+//! that hold it and how many of its leading blocks each one holds; what differs in the middle splits it. One tree serves
+//! all models, whose chains differ from the first hash on.
+//!
+//! Two kinds of claim, kept apart per rank and node: *exact* ones follow the engine's events, *routed* ones are what was sent
+//! to a rank and count until their time is up. A block is held while either stands. Only routed claims are evicted, least
+//! recently used first; where the exact ones alone fill the bound, further events are refused and counted.
+//!
+//! ```text
+//! node    an edge and its holders          find   chain -> ranks and blocks (reads)
+//! arena   slots, pages, children           grow   along a chain; split; die
+//! order   nodes by last use                note   routed claims: note, expire, evict
+//! names   an engine's name -> its block    apply  exact claims: stored, removed, cleared
+//! ```
+
+mod apply;
+mod arena;
+mod audit;
+mod find;
+mod grow;
+mod names;
+mod node;
+mod note;
+mod order;
+
+use hashbrown::HashMap;
+use std::hash::BuildHasherDefault;
+
+use self::arena::Arena;
+use self::names::{Folded, Names};
+use self::node::NodeId;
+use self::order::Order;
+use crate::{Millis, RankId};
+
+/// Which rank holds how many leading blocks of a chain.
+///
+/// No lock inside: every method is one small step, so a caller that shares the tree holds its lock for one of them at a time.
+#[derive(Debug)]
+pub struct Tree {
+    arena: Arena,
+    order: Order,
+    /// What each rank calls the blocks it holds exactly.
+    names: HashMap<u32, Names, BuildHasherDefault<Folded>>,
+    names_bytes: u64,
+    /// The latest time that [`Tree::expire`] was told.
+    now: Millis,
+    max_bytes: u64,
+    evicted: u64,
+    orphans: u64,
+    /// Empty between calls; kept for its memory.
+    path: Vec<NodeId>,
+    chain: Vec<u64>,
+}
+
+/// What became of one event, in blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Blocks that the rank was not known to hold exactly.
+    pub stored: u64,
+    /// Blocks that are not held any more.
+    pub removed: u64,
+    /// Removals under names that are not known.
+    pub unknown_removed: u64,
+    /// Blocks whose parent is not known; they are never indexed.
+    pub orphans: u64,
+    /// Blocks that are not indexed because the exact claims alone fill the bound.
+    pub refused: u64,
+}
+
+/// The size of a tree, and what it counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeStats {
+    /// (block, rank) pairs held. Routed ones whose time is up count until their memory returns.
+    pub blocks: u64,
+    /// Nodes.
+    pub nodes: u64,
+    /// Bytes of memory, with the room that tables keep free.
+    pub bytes: u64,
+    /// (block, rank) pairs evicted to stay within the bound.
+    pub evicted: u64,
+    /// Blocks of events whose parent was not known.
+    pub orphans: u64,
+}
+
+impl Tree {
+    /// An empty tree that drops routed claims to stay within `max_bytes`.
+    #[must_use]
+    pub fn new(max_bytes: u64) -> Tree {
+        Tree {
+            arena: Arena::new(),
+            order: Order::new(),
+            names: HashMap::default(),
+            names_bytes: 0,
+            now: 0,
+            max_bytes,
+            evicted: 0,
+            orphans: 0,
+            path: Vec::new(),
+            chain: Vec::new(),
+        }
+    }
+
+    /// Forgets all that `rank` holds, exact and routed.
+    ///
+    /// # Cost
+    /// O(all nodes): for a rank that left or lost its cache, not for single blocks.
+    pub fn remove_rank(&mut self, rank: RankId) {
+        if let Some(names) = self.names.remove(&rank.0) {
+            self.names_bytes -= names.bytes();
+        }
+        for id in 0..self.arena.slots() {
+            if self.arena.node(id).is_some_and(|node| node.holder(rank.0).is_some()) {
+                self.arena.edit(id, |node| node.holders.retain(|holder| holder.rank != rank.0));
+                self.loosen(id);
+            }
+        }
+    }
+
+    /// Size and counts.
+    ///
+    /// # Cost
+    /// O(1).
+    #[must_use]
+    pub fn stats(&self) -> TreeStats {
+        TreeStats {
+            blocks: self.arena.pairs(),
+            nodes: self.arena.live() as u64,
+            bytes: self.bytes(),
+            evicted: self.evicted,
+            orphans: self.orphans,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.arena.bytes() + self.names_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests;

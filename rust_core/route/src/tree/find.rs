@@ -1,0 +1,60 @@
+//! The read side: one pass down a chain.
+
+use smallvec::SmallVec;
+
+use super::Tree;
+use super::node::{NONE, Node, common};
+use crate::RankId;
+
+/// The ranks that hold every block so far, sorted.
+type Abreast = SmallVec<[u32; 64]>;
+
+impl Tree {
+    /// Puts into `out` every rank that holds the first block of `chain`, once, with the number of leading blocks it holds
+    /// without a gap. In no particular order; what was in `out` before is gone.
+    ///
+    /// # Cost
+    /// O(nodes passed + their holders); O(log) in the blocks of an edge. No allocation up to 64 ranks but `out`'s own.
+    pub fn matches(&self, chain: &[u64], out: &mut Vec<(RankId, u32)>) {
+        out.clear();
+        let mut abreast = Abreast::new();
+        let (mut fork, mut depth) = (NONE, 0);
+        let mut rest = chain;
+        while let Some(id) = rest.first().and_then(|first| self.arena.child(fork, *first)) {
+            let node = &self.arena[id];
+            let shared = common(&node.edge, rest);
+            if depth == 0 {
+                abreast.extend(node.holders.iter().map(|holder| holder.rank));
+            }
+            self.advance(node, shared, &mut abreast, out);
+            if abreast.is_empty() {
+                return;
+            }
+            depth = node.end();
+            fork = node.fork;
+            rest = &rest[shared..];
+        }
+        out.extend(abreast.iter().map(|rank| (RankId(*rank), depth)));
+    }
+
+    /// Keeps abreast who holds the whole node. Both lists are sorted, so one walk over the two finds out.
+    fn advance(&self, node: &Node, shared: usize, abreast: &mut Abreast, out: &mut Vec<(RankId, u32)>) {
+        let whole = shared == node.edge.len();
+        let mut holders = node.holders.iter().peekable();
+        abreast.retain(|rank| {
+            while holders.next_if(|holder| holder.rank < *rank).is_some() {}
+            let held = holders.next_if(|holder| holder.rank == *rank).map_or(0, |holder| holder.held(self.now));
+            let goes_on = whole && held as usize == node.edge.len();
+            let blocks = node.start + at_most(held, shared);
+            if !goes_on && blocks > 0 {
+                out.push((RankId(*rank), blocks));
+            }
+            goes_on
+        });
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "not above `held`")]
+fn at_most(held: u32, shared: usize) -> u32 {
+    (held as usize).min(shared) as u32
+}

@@ -1,0 +1,83 @@
+//! What an engine calls its blocks.
+
+use std::hash::{BuildHasherDefault, Hasher};
+
+use hashbrown::HashMap;
+
+use super::node::NodeId;
+
+/// Where a block was stored. Splits may since have moved it to a tail of `node`; see [`super::node::Node::tail`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) node: NodeId,
+    /// Blocks before this one in the whole chain.
+    pub(super) depth: u32,
+}
+
+/// One rank's names. Each stands for one block that the rank holds exactly, and each such block has one name.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    places: HashMap<u64, Place, BuildHasherDefault<Folded>>,
+}
+
+impl Names {
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Bytes of the table, room for more included.
+    pub(super) fn bytes(&self) -> u64 {
+        self.places.allocation_size() as u64
+    }
+
+    pub(super) fn place(&self, name: u64) -> Option<Place> {
+        self.places.get(&name).copied()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
+        self.places.iter().map(|(name, place)| (*name, *place))
+    }
+
+    /// Gives a block its name; `false` where another block has it.
+    pub(super) fn insert(&mut self, name: u64, place: Place) -> bool {
+        self.places.try_insert(name, place).is_ok()
+    }
+
+    pub(super) fn remove(&mut self, name: u64) -> Option<Place> {
+        self.places.remove(&name)
+    }
+
+    /// Returns memory after many removals.
+    pub(super) fn tidy(&mut self) {
+        if self.places.capacity() > 8 * self.places.len() {
+            self.places.shrink_to(2 * self.places.len());
+        }
+    }
+}
+
+/// The names are hashes already: one multiplication spreads even small numbers over all bits.
+#[derive(Default)]
+pub(super) struct Folded(u64);
+
+impl Hasher for Folded {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * u128::from(0xd6e8_feb8_6659_fd93_u64);
+        #[expect(clippy::cast_possible_truncation, reason = "both halves are folded into one")]
+        let folded = (product >> 64) as u64 ^ product as u64;
+        self.0 = folded;
+    }
+}

@@ -1,0 +1,194 @@
+//! The prefix cache: KV blocks, who uses them, and which content they hold.
+//!
+//! The rules are those of vLLM's V1 block pool. Only full blocks can be found. A block in use is never evicted. A free block
+//! keeps its content until it is allocated again; the free list is in order of eviction, and a request gives its blocks back
+//! tail first, so the least recently used prompt loses its tail before its head. Blocks without content go to the front:
+//! nothing is lost when they are taken.
+
+use smallvec::SmallVec;
+
+use crate::hash::{BlockHash, HashedMap};
+
+/// One block of the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockId(u32);
+
+/// Every block of the cache.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Slot 0 is the null block. It is never handed out, and heads the ring of free blocks.
+    slots: Vec<Slot>,
+    /// Content to the blocks that hold it: requests that computed the same block at the same time each have their own.
+    by_hash: HashedMap<SmallVec<[u32; 2]>>,
+    /// Length of the free ring.
+    free: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    content: Option<BlockHash>,
+    users: u32,
+    /// Neighbours in the free ring; meaningless while `users > 0`.
+    prev: u32,
+    next: u32,
+}
+
+const NULL: u32 = 0;
+
+// === impl KvCache ===
+
+impl KvCache {
+    /// An empty cache of `blocks` blocks, of which the first holds nothing.
+    #[must_use]
+    pub fn new(blocks: u32) -> KvCache {
+        let mut cache = KvCache {
+            slots: vec![Slot::default(); blocks.max(1) as usize],
+            by_hash: HashedMap::default(),
+            free: 0,
+        };
+        (1..blocks).for_each(|slot| cache.link_before(NULL, slot));
+        cache
+    }
+
+    /// Blocks that can be handed out at most.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX) - 1
+    }
+
+    /// Blocks that nobody uses; some may still hold content.
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        self.free
+    }
+
+    /// Blocks whose content can be found.
+    #[must_use]
+    pub fn cached(&self) -> usize {
+        self.by_hash.values().map(SmallVec::len).sum()
+    }
+
+    /// The share of blocks in use, 0 to 1.
+    #[must_use]
+    pub fn usage(&self) -> f64 {
+        match self.capacity() {
+            0 => 0.0,
+            all => f64::from(all - self.free) / f64::from(all),
+        }
+    }
+
+    /// The blocks that hold the longest cached prefix of `chain`.
+    ///
+    /// # Cost
+    /// One look-up per block found.
+    pub fn find<'a>(&'a self, chain: &'a [BlockHash]) -> impl Iterator<Item = BlockId> + 'a {
+        chain
+            .iter()
+            .map_while(|hash| self.by_hash.get(hash))
+            .map(|holders| BlockId(holders[0]))
+    }
+
+    /// True if `fresh` blocks can be allocated after `hits` are taken into use.
+    #[must_use]
+    pub fn fits(&self, hits: &[BlockId], fresh: u32) -> bool {
+        let revived = hits
+            .iter()
+            .filter(|hit| self.slots[hit.0 as usize].users == 0)
+            .count();
+        u64::from(fresh) + revived as u64 <= u64::from(self.free)
+    }
+
+    /// Appends blocks that were found to `blocks`, for one more user.
+    pub fn share(&mut self, hits: &[BlockId], blocks: &mut Vec<BlockId>) {
+        for &BlockId(slot) in hits {
+            if self.slots[slot as usize].users == 0 {
+                self.unlink(slot);
+            }
+            self.slots[slot as usize].users += 1;
+        }
+        blocks.extend_from_slice(hits);
+    }
+
+    /// Appends `fresh` blocks to `blocks`, evicting what they held; false, and nothing done, if so many are not free.
+    pub fn allocate(&mut self, fresh: u32, blocks: &mut Vec<BlockId>) -> bool {
+        if fresh > self.free {
+            return false;
+        }
+        for _ in 0..fresh {
+            let slot = self.slots[NULL as usize].next;
+            self.unlink(slot);
+            self.forget(slot);
+            self.slots[slot as usize].users = 1;
+            blocks.push(BlockId(slot));
+        }
+        true
+    }
+
+    /// Makes a full block findable.
+    pub fn store(&mut self, block: BlockId, hash: BlockHash) {
+        let slot = &mut self.slots[block.0 as usize];
+        debug_assert!(
+            slot.users > 0 && slot.content.is_none(),
+            "only a block in use is filled, and once"
+        );
+        slot.content = Some(hash);
+        self.by_hash.entry(hash).or_default().push(block.0);
+    }
+
+    /// Gives the blocks of one request back, in the order of its tokens.
+    pub fn release(&mut self, blocks: &[BlockId]) {
+        let mut front = NULL;
+        for &BlockId(slot) in blocks.iter().rev() {
+            let state = &mut self.slots[slot as usize];
+            state.users -= 1;
+            if state.users > 0 {
+                continue;
+            }
+            if state.content.is_some() {
+                self.link_before(NULL, slot);
+            } else {
+                let after_front = self.slots[front as usize].next;
+                self.link_before(after_front, slot);
+                front = slot;
+            }
+        }
+    }
+
+    /// Forgets all content; false, and nothing done, while a block is in use.
+    pub fn reset(&mut self) -> bool {
+        if self.free < self.capacity() {
+            return false;
+        }
+        self.by_hash.clear();
+        self.slots.iter_mut().for_each(|slot| slot.content = None);
+        true
+    }
+
+    fn forget(&mut self, slot: u32) {
+        let Some(hash) = self.slots[slot as usize].content.take() else {
+            return;
+        };
+        if let Some(holders) = self.by_hash.get_mut(&hash) {
+            holders.retain(|holder| *holder != slot);
+            if holders.is_empty() {
+                self.by_hash.remove(&hash);
+            }
+        }
+    }
+
+    fn link_before(&mut self, next: u32, slot: u32) {
+        let prev = self.slots[next as usize].prev;
+        self.slots[slot as usize].prev = prev;
+        self.slots[slot as usize].next = next;
+        self.slots[prev as usize].next = slot;
+        self.slots[next as usize].prev = slot;
+        self.free += 1;
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Slot { prev, next, .. } = self.slots[slot as usize];
+        self.slots[prev as usize].next = next;
+        self.slots[next as usize].prev = prev;
+        self.free -= 1;
+    }
+}

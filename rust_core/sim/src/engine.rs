@@ -1,0 +1,151 @@
+//! The engine: a pure state machine in virtual time.
+//!
+//! The caller owns the clock. [`Engine::step`] is told the time, ends the step that is due, starts the next one and says when
+//! that one ends. Steps follow each other without a gap however late the caller is, so a coarse timer costs no accuracy.
+
+use crate::SimConfig;
+use crate::scheduler::Scheduler;
+use crate::sequence::{Finish, Request, SeqId, Sequence};
+use crate::stats::Stats;
+use crate::timing::{Nanos, Timing, nanos};
+
+/// One more token of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emission {
+    /// Whose reply it is.
+    pub id: SeqId,
+    /// Tokens of the reply so far, this one included.
+    pub produced: u32,
+    /// Prompt tokens that were found in the cache.
+    pub cached: u32,
+    /// True for the last token.
+    pub finished: bool,
+}
+
+/// A simulated engine.
+#[derive(Debug)]
+pub struct Engine {
+    scheduler: Scheduler,
+    timing: Timing,
+    /// Factor on the time of every step.
+    slowdown: f64,
+    now: Nanos,
+    /// End of the step in flight.
+    ends: Option<Nanos>,
+    stats: Stats,
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// An idle engine with an empty cache, at time 0.
+    #[must_use]
+    pub fn new(config: &SimConfig) -> Engine {
+        Engine {
+            scheduler: Scheduler::new(config),
+            timing: Timing::new(config),
+            slowdown: 1.0,
+            now: 0,
+            ends: None,
+            stats: Stats::new(config.max_model_len),
+        }
+    }
+
+    /// Puts a request into the queue. It runs from the next step that [`Engine::step`] starts.
+    pub fn submit(&mut self, request: Request, now: Nanos) {
+        debug_assert!(!request.prompt.is_empty(), "a prompt has a token");
+        let seq = Sequence::new(request, self.scheduler.block_size(), now);
+        self.scheduler.push(seq);
+    }
+
+    /// Takes a request out of the engine and gives its blocks back; false if it is not there (any more).
+    pub fn abort(&mut self, id: SeqId, now: Nanos) -> bool {
+        let removed = self.scheduler.remove(id);
+        if let Some(seq) = &removed {
+            self.stats.end(seq, Finish::Abort, now);
+        }
+        removed.is_some()
+    }
+
+    /// Appends the tokens of the step that has ended by `now` to `out`, at most one step, and starts the next one. Gives
+    /// the time when the step in flight ends (it may have passed: call again), or none when there is nothing to do.
+    ///
+    /// # Cost
+    /// O(running requests + tokens that start in this step).
+    pub fn step(&mut self, now: Nanos, out: &mut Vec<Emission>) -> Option<Nanos> {
+        match self.ends {
+            Some(ends) if ends > now => return self.ends,
+            Some(ends) => {
+                self.now = ends;
+                self.finish_step(out);
+            }
+            None => self.now = self.now.max(now),
+        }
+        self.ends = self.start_step();
+        self.ends
+    }
+
+    /// When the step in flight ends.
+    #[must_use]
+    pub fn ends(&self) -> Option<Nanos> {
+        self.ends
+    }
+
+    /// The end of the latest step, or when an idle engine was last asked.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.now
+    }
+
+    /// Makes every later step take `factor` times as long.
+    pub fn set_slowdown(&mut self, factor: f64) {
+        self.slowdown = factor;
+    }
+
+    /// Empties the prefix cache; false, and nothing done, while a request holds blocks.
+    pub fn reset_cache(&mut self) -> bool {
+        self.scheduler.reset_cache()
+    }
+
+    /// The queues and the blocks.
+    #[must_use]
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    fn start_step(&mut self) -> Option<Nanos> {
+        if self.scheduler.running() + self.scheduler.waiting() == 0 {
+            return None;
+        }
+        let plan = self.scheduler.plan(self.now);
+        self.stats.preemptions += u64::from(plan.preempted);
+        self.stats.cache_queries += plan.queried;
+        self.stats.cache_hits += plan.hit;
+        Some(self.now + nanos(self.timing.step(plan.work) as f64 * self.slowdown))
+    }
+
+    fn finish_step(&mut self, out: &mut Vec<Emission>) {
+        let (stats, now, block_size) = (&mut self.stats, self.now, self.scheduler.block_size());
+        self.scheduler.complete(|seq| {
+            let finished = seq.append(block_size);
+            stats.token(seq, now);
+            if finished {
+                stats.end(seq, seq.finish, now);
+            }
+            let cached = seq.cached.unwrap_or(0);
+            out.push(Emission {
+                id: seq.id,
+                produced: seq.produced(),
+                cached,
+                finished,
+            });
+            finished
+        });
+    }
+}

@@ -1,0 +1,80 @@
+//! Which block goes first.
+
+use nebula_sim::cache::{BlockId, KvCache};
+
+/// Fills blocks with `hashes` and gives them back.
+fn prompt(cache: &mut KvCache, hashes: &[u64]) -> Vec<BlockId> {
+    let hits: Vec<_> = cache.find(hashes).collect();
+    let fresh = u32::try_from(hashes.len() - hits.len()).expect("few blocks");
+    assert!(cache.fits(&hits, fresh));
+    let mut blocks = Vec::new();
+    cache.share(&hits, &mut blocks);
+    assert!(cache.allocate(fresh, &mut blocks));
+    for (block, hash) in blocks.iter().zip(hashes).skip(hits.len()) {
+        cache.store(*block, *hash);
+    }
+    blocks
+}
+
+#[test]
+fn the_oldest_prompt_loses_its_tail_first() {
+    let mut cache = KvCache::new(1 + 6);
+    let old = prompt(&mut cache, &[1, 2, 3]);
+    let young = prompt(&mut cache, &[11, 12, 13]);
+    cache.release(&old);
+    cache.release(&young);
+    let mut new = Vec::new();
+    assert!(cache.allocate(2, &mut new));
+    assert_eq!(cache.find(&[1, 2, 3]).count(), 1);
+    assert_eq!(cache.find(&[11, 12, 13]).count(), 3);
+}
+
+#[test]
+fn use_makes_a_prompt_young() {
+    let mut cache = KvCache::new(1 + 4);
+    for hashes in [[1, 2], [11, 12], [1, 2]] {
+        let blocks = prompt(&mut cache, &hashes);
+        cache.release(&blocks);
+    }
+    assert!(cache.allocate(2, &mut Vec::new()));
+    assert_eq!(
+        (cache.find(&[1, 2]).count(), cache.find(&[11, 12]).count()),
+        (2, 0)
+    );
+}
+
+#[test]
+fn blocks_in_use_are_kept_and_blocks_without_content_go_first() {
+    let mut cache = KvCache::new(1 + 4);
+    let held = prompt(&mut cache, &[1, 2]);
+    let mut partial = prompt(&mut cache, &[11]);
+    assert!(cache.allocate(1, &mut partial));
+    cache.release(&partial);
+    let mut new = Vec::new();
+    assert!(cache.allocate(1, &mut new));
+    assert_eq!(
+        cache.find(&[11]).count(),
+        1,
+        "the block without content was there to take"
+    );
+    assert!(!cache.fits(&[], 2) && !cache.allocate(2, &mut new));
+    assert_eq!(cache.find(&[1, 2]).count(), 2);
+    cache.release(&held);
+    assert!(cache.fits(&[], 3));
+    assert!(
+        !cache.fits(&held, 2),
+        "hits that nobody uses are free no more once hit"
+    );
+}
+
+#[test]
+fn a_twin_outlives_its_sibling() {
+    let mut cache = KvCache::new(1 + 3);
+    let (mut one, mut other) = (Vec::new(), Vec::new());
+    assert!(cache.allocate(1, &mut one) && cache.allocate(1, &mut other));
+    cache.store(one[0], 7);
+    cache.store(other[0], 7);
+    cache.release(&one);
+    assert!(cache.allocate(2, &mut Vec::new()));
+    assert_eq!(cache.find(&[7]).collect::<Vec<_>>(), other);
+}

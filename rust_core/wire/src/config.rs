@@ -1,0 +1,56 @@
+//! The settings of this room. Defaults live in the Python settings model alone: a missing or unknown field is refused.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// How requests travel; field names are those of the settings reference.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Longest wait for a TCP (and TLS) connection to an engine.
+    pub connect_timeout_ms: u64,
+    /// Longest wait for the first byte of a reply; covers queueing and prefill in the engine.
+    pub first_byte_timeout_ms: u64,
+    /// Longest silence between two chunks of a reply.
+    pub idle_timeout_ms: u64,
+    /// How long an unused connection is kept. Below the engine's own limit (vLLM: 5 s), else requests meet closed sockets.
+    pub pool_idle_ms: u64,
+    /// Unused connections kept for each engine.
+    pub pool_per_engine: usize,
+    /// How many other engines are tried after a failure before the first byte.
+    pub retries: u32,
+    /// Time between two health probes of one engine.
+    pub probe_interval_ms: u64,
+    /// Longest wait for the answer to a probe.
+    pub probe_timeout_ms: u64,
+    /// Time between two readings of an engine's models and metrics.
+    pub facts_interval_ms: u64,
+    /// PEM file with the authorities that sign the engines' certificates; `null` takes the system's.
+    pub ca_file: Option<String>,
+    /// Requests in flight before new ones are refused with 429.
+    pub max_inflight: u32,
+    /// Whether a client's own `kv_transfer_params` reach the engine.
+    pub trust_kv_transfer_params: bool,
+    /// Model names that clients may use, and what they stand for.
+    pub model_aliases: HashMap<String, String>,
+    /// Whether each request leaves a log line.
+    pub log_requests: bool,
+    /// Seed of the random choices; equal seeds make equal choices.
+    pub seed: u64,
+}
+
+impl Config {
+    pub(crate) fn first_byte_timeout(&self) -> Duration {
+        Duration::from_millis(self.first_byte_timeout_ms)
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+
+    pub(crate) fn probe_timeout(&self) -> Duration {
+        Duration::from_millis(self.probe_timeout_ms)
+    }
+}

@@ -1,0 +1,200 @@
+//! Probes and facts of every engine: one task each, started and stopped as the fleet changes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nebula_route::{Engine, EngineId, Facts, ModelFact, Probe, Router, Status};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::dispatch::Context;
+use crate::error::{Error, Retry};
+use crate::tasks::{Tasks, jittered};
+
+mod scrape;
+
+/// The probing tasks of the engines, by engine.
+#[derive(Default)]
+pub(crate) struct Health {
+    watched: Mutex<HashMap<EngineId, Watched>>,
+}
+
+struct Watched {
+    task: AbortHandle,
+    up: watch::Receiver<bool>,
+}
+
+/// What one task knows between two probes.
+struct Prober {
+    context: Arc<Context>,
+    engine: Arc<Engine>,
+    up: watch::Sender<bool>,
+    facts_due: Instant,
+}
+
+impl Health {
+    /// Starts a task for each new engine and stops those of removed ones.
+    pub(crate) fn follow(context: &Arc<Context>, tasks: &Tasks) {
+        let engines = context.router.engines();
+        let mut watched = context.health.watched.lock();
+        watched.retain(|id, watched| {
+            let kept = engines.iter().any(|engine| engine.id() == *id);
+            if !kept {
+                watched.task.abort();
+            }
+            kept
+        });
+        for engine in engines {
+            watched.entry(engine.id()).or_insert_with(|| {
+                context.metrics.introduce(&engine);
+                let (up, receiver) = watch::channel(true);
+                let prober = Prober { context: Arc::clone(context), engine, up, facts_due: Instant::now() };
+                Watched { task: tasks.spawn(prober.run()), up: receiver }
+            });
+        }
+    }
+
+    /// Returns when the engine stops answering probes; until then, and for an engine nobody probes, it waits.
+    ///
+    /// A request that waits for its first byte listens to this: a hung engine then costs seconds, not the deadline.
+    pub(crate) async fn down(&self, engine: EngineId) {
+        let up = self.watched.lock().get(&engine).map(|watched| watched.up.clone());
+        if let Some(mut up) = up {
+            if up.wait_for(|up| !up).await.is_ok() {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+// === impl Prober ===
+
+impl Prober {
+    async fn run(mut self) {
+        loop {
+            let start = Instant::now();
+            self.probe().await;
+            let period = jittered(Duration::from_millis(self.context.config.probe_interval_ms));
+            sleep(period.saturating_sub(start.elapsed())).await;
+        }
+    }
+
+    async fn probe(&mut self) {
+        let limit = self.context.config.probe_timeout();
+        let answer = timeout(limit, self.context.upstream.get(&self.engine, "/health")).await;
+        let probe = match &answer {
+            Ok(Ok(_)) => Probe::Healthy,
+            Ok(Err(error)) if error.retry == Retry::IfUnsent => Probe::Unreachable,
+            Ok(Err(_)) | Err(_) => Probe::Unhealthy,
+        };
+        let before = self.engine.status();
+        self.context.router.probe(&self.engine, probe, self.context.clock.now());
+        let after = self.engine.status();
+        if before != after {
+            self.facts_due = Instant::now();
+            self.tell(after, &answer);
+        }
+        self.up.send_if_modified(|up| std::mem::replace(up, after != Status::Down) != (after != Status::Down));
+        if probe == Probe::Healthy && self.facts_due <= Instant::now() {
+            self.learn().await;
+        }
+    }
+
+    fn tell(&self, status: Status, answer: &Result<Result<bytes::Bytes, Error>, tokio::time::error::Elapsed>) {
+        let engine = self.engine.spec().name.as_str();
+        match (status, answer) {
+            (Status::Down, Ok(Err(error))) => tracing::warn!(engine, cause = %error, "engine is down"),
+            (Status::Down, Err(_)) => tracing::warn!(engine, cause = "no answer to health probes", "engine is down"),
+            (Status::Ready, _) => tracing::info!(engine, "engine is ready"),
+            _ => {}
+        }
+    }
+
+    /// Reads what the engine says of itself; a fact that cannot be read keeps its last value.
+    async fn learn(&mut self) {
+        let period = Duration::from_millis(self.context.config.facts_interval_ms);
+        match timeout(self.context.config.probe_timeout(), self.facts()).await {
+            Ok(Ok(facts)) => {
+                self.facts_due = Instant::now() + jittered(period);
+                self.context.router.learn(&self.engine, facts);
+            }
+            Ok(Err(error)) => tracing::warn!(engine = self.engine.spec().name, cause = %error, "engine's models cannot be read"),
+            Err(_) => tracing::warn!(engine = self.engine.spec().name, "engine's models cannot be read in time"),
+        }
+    }
+
+    async fn facts(&self) -> Result<Facts, Error> {
+        let upstream = &self.context.upstream;
+        let models = models(&upstream.get(&self.engine, "/v1/models").await?)?;
+        // Not every engine has these; routing does without.
+        let version = upstream.get(&self.engine, "/version").await.ok().and_then(|body| version(&body));
+        let metrics = upstream.get(&self.engine, "/metrics").await.unwrap_or_default();
+        let report = scrape::read(&String::from_utf8_lossy(&metrics));
+        self.usage(&self.context.router, &report);
+        Ok(Facts { models, version, block_size: report.block_size, kv_blocks: report.kv_blocks })
+    }
+
+    fn usage(&self, router: &Router, report: &scrape::Report) {
+        for (rank, usage) in &report.kv_usage {
+            router.set_kv_usage(&self.engine, *rank, *usage);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ModelList {
+    data: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct ModelCard {
+    id: String,
+    root: Option<String>,
+    parent: Option<String>,
+    max_model_len: Option<u64>,
+}
+
+/// The models in an answer of `/v1/models`; each keeps its own JSON, which clients get as it is.
+fn models(body: &[u8]) -> Result<Vec<ModelFact>, Error> {
+    let wrong = |cause: serde_json::Error| Error::internal(format!("/v1/models: {cause}"));
+    let list: ModelList = serde_json::from_slice(body).map_err(wrong)?;
+    list.data
+        .into_iter()
+        .map(|raw| {
+            let card: ModelCard = serde_json::from_str(raw.get()).map_err(wrong)?;
+            Ok(ModelFact {
+                id: card.id,
+                root: card.root,
+                parent: card.parent,
+                max_model_len: card.max_model_len,
+                raw: Box::<str>::from(raw).into_string(),
+            })
+        })
+        .collect()
+}
+
+fn version(body: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(value.get("version")?.as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_keep_their_own_json() {
+        let body = br#"{"object":"list","data":[{"id":"tiny","root":"/m","parent":null,"max_model_len":4096,"x":1.0}]}"#;
+        let models = models(body).unwrap();
+        assert_eq!(models[0].id, "tiny");
+        assert_eq!(models[0].max_model_len, Some(4096));
+        assert!(models[0].raw.ends_with(r#""x":1.0}"#));
+        assert!(super::models(b"{}").is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! The few of an engine's metrics that routing reads: KV cache size, block size and usage. Names match exactly, as
+//! `num_requests_waiting_by_reason` stands beside `num_requests_waiting`.
+
+/// What one answer of `/metrics` says.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Report {
+    /// Tokens per KV block.
+    pub(super) block_size: Option<u32>,
+    /// KV blocks of one rank.
+    pub(super) kv_blocks: Option<u64>,
+    /// Used share of the KV cache, 0 to 1, by data-parallel rank.
+    pub(super) kv_usage: Vec<(u32, f32)>,
+}
+
+pub(super) fn read(text: &str) -> Report {
+    let mut report = Report::default();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let Some((name, labels, value)) = sample(line) else {
+            continue;
+        };
+        match name {
+            "vllm:kv_cache_usage_perc" | "vllm:gpu_cache_usage_perc" => {
+                let rank = label(labels, "engine").and_then(|rank| rank.parse().ok()).unwrap_or(0);
+                if let Ok(usage) = value.parse() {
+                    report.kv_usage.push((rank, usage));
+                }
+            }
+            "vllm:cache_config_info" => {
+                report.block_size = label(labels, "block_size").and_then(|text| text.parse().ok());
+                report.kv_blocks = label(labels, "num_gpu_blocks").and_then(|text| text.parse().ok());
+            }
+            _ => {}
+        }
+    }
+    report
+}
+
+/// `name{labels} value` in its parts.
+fn sample(line: &str) -> Option<(&str, &str, &str)> {
+    let (series, value) = line.rsplit_once(' ')?;
+    match series.split_once('{') {
+        Some((name, labels)) => Some((name, labels.strip_suffix('}')?, value)),
+        None => Some((series, "", value)),
+    }
+}
+
+/// The value of a label. Label values of these metrics hold no quote or comma that a name could be mistaken in.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    labels.split(',').find_map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        (key == name).then(|| value.trim_matches('"'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_exactly_and_ranks_are_told_apart() {
+        let text = "# HELP vllm:kv_cache_usage_perc x\n\
+            vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"tiny\"} 0.25\n\
+            vllm:kv_cache_usage_perc{engine=\"1\",model_name=\"tiny\"} 0.5\n\
+            vllm:kv_cache_usage_perc_total{engine=\"0\"} 9\n\
+            vllm:cache_config_info{block_size=\"32\",hash_block_size=\"None\",num_gpu_blocks=\"2048\"} 1.0\n";
+        let report = read(text);
+        assert_eq!(report.kv_usage, [(0, 0.25), (1, 0.5)]);
+        assert_eq!(report.block_size, Some(32));
+        assert_eq!(report.kv_blocks, Some(2048));
+    }
+}

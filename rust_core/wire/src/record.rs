@@ -1,0 +1,234 @@
+//! What a request leaves behind: one log line and its metrics. Never a word of its prompt.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use memchr::memmem;
+use nebula_route::{Choice, Outcome};
+
+use crate::dispatch::Context;
+use crate::endpoint::Endpoint;
+use crate::error::Error;
+use crate::net;
+use crate::prompt::Prompt;
+
+/// The status of a request whose client left before there was one (nginx's 499).
+const CLIENT_GONE: u16 = 499;
+
+/// Facts of one request as they become known; written when it is dropped, on whatever path.
+pub(crate) struct Record {
+    context: Arc<Context>,
+    endpoint: Endpoint,
+    request_id: HeaderValue,
+    start: Instant,
+    model: String,
+    prompt_tokens: u32,
+    routed: Option<Routed>,
+    attempts: u32,
+    status: u16,
+    error: Option<String>,
+    ttft_ms: Option<f64>,
+    /// The last chunks: usage stands in one of them.
+    tail: [Bytes; 2],
+    finished: bool,
+}
+
+struct Routed {
+    engine: Arc<nebula_route::Engine>,
+    rank: u32,
+    overlap_tokens: u32,
+    cost: f32,
+    queue: u32,
+    candidates: u32,
+}
+
+/// What the engine reports at the end of a reply.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: Option<u64>,
+    pub(crate) completion_tokens: Option<u64>,
+    pub(crate) cached_tokens: Option<u64>,
+}
+
+impl Record {
+    /// Begins the record and settles the request's identity: the client's own, or a new one that the engine gets too.
+    pub(crate) fn new(context: Arc<Context>, headers: &mut HeaderMap, endpoint: Endpoint) -> Record {
+        let request_id = headers.get(net::REQUEST_ID).cloned().unwrap_or_else(new_request_id);
+        headers.insert(net::REQUEST_ID, request_id.clone());
+        Record {
+            context,
+            endpoint,
+            request_id,
+            start: Instant::now(),
+            model: String::new(),
+            prompt_tokens: 0,
+            routed: None,
+            attempts: 0,
+            status: CLIENT_GONE,
+            error: None,
+            ttft_ms: None,
+            tail: [Bytes::new(), Bytes::new()],
+            finished: false,
+        }
+    }
+
+    pub(crate) fn request_id(&self) -> &HeaderValue {
+        &self.request_id
+    }
+
+    pub(crate) fn prompt(&mut self, prompt: &Prompt) {
+        self.model.clone_from(&prompt.model);
+        self.prompt_tokens = prompt.chain.prompt_tokens();
+    }
+
+    pub(crate) fn choice(&mut self, choice: &Choice) {
+        self.attempts += 1;
+        self.context.metrics.routed(self.start.elapsed());
+        self.routed = Some(Routed {
+            engine: Arc::clone(&choice.engine),
+            rank: choice.rank_index,
+            overlap_tokens: choice.overlap_tokens,
+            cost: choice.terms.total,
+            queue: choice.running_before,
+            candidates: choice.candidates,
+        });
+    }
+
+    pub(crate) fn first_byte(&mut self, status: StatusCode, chunk: &Bytes) {
+        self.status = status.as_u16();
+        self.ttft_ms = Some(self.elapsed_ms());
+        self.chunk(chunk);
+    }
+
+    pub(crate) fn chunk(&mut self, chunk: &Bytes) {
+        self.tail.swap(0, 1);
+        self.tail[1] = chunk.clone();
+    }
+
+    /// The reply ended early after its first byte.
+    pub(crate) fn broke(&mut self, error: &Error) {
+        self.error = Some(error.to_string());
+    }
+
+    /// The request ran to its end, good or bad; a record dropped without this is of a client that left.
+    pub(crate) fn finish(mut self, error: Option<&Error>) {
+        self.finished = true;
+        if let Some(error) = error {
+            self.status = error.status();
+            self.error = Some(error.to_string());
+        }
+    }
+
+    fn elapsed_ms(&self) -> f64 {
+        self.start.elapsed().as_secs_f64() * 1e3
+    }
+
+    fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for chunk in &self.tail {
+            let found = read_usage(chunk);
+            usage.prompt_tokens = found.prompt_tokens.or(usage.prompt_tokens);
+            usage.completion_tokens = found.completion_tokens.or(usage.completion_tokens);
+            usage.cached_tokens = found.cached_tokens.or(usage.cached_tokens);
+        }
+        usage
+    }
+
+    fn log(&self, usage: Usage) {
+        let routed = self.routed.as_ref();
+        let cost = routed.map_or(0.0, |routed| f64::from(routed.cost));
+        tracing::info!(
+            target: "nebula.request",
+            model = self.model,
+            engine = routed.map_or("-", |routed| routed.engine.spec().name.as_str()),
+            rank = routed.map(|routed| routed.rank),
+            overlap = routed.map_or(0, |routed| routed.overlap_tokens),
+            prompt = self.prompt_tokens,
+            cached = usage.cached_tokens,
+            cost = (cost * 10.0).round() / 10.0,
+            queue = routed.map_or(0, |routed| routed.queue),
+            candidates = routed.map_or(0, |routed| routed.candidates),
+            attempts = self.attempts,
+            status = self.status,
+            ttft_ms = self.ttft_ms.map(round_ms),
+            total_ms = round_ms(self.elapsed_ms()),
+            path = self.endpoint.path,
+            id = self.request_id.to_str().unwrap_or("?"),
+            error = self.error,
+            "routing"
+        );
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.status = CLIENT_GONE;
+            self.error = Some("the client left".to_owned());
+            if let Some(routed) = &self.routed {
+                let now = self.context.clock.now();
+                self.context.router.note(&routed.engine, Outcome::ClientGone, now);
+            }
+        }
+        let usage = self.usage();
+        let metrics = &self.context.metrics;
+        let engine = self.routed.as_ref().map_or("", |routed| routed.engine.spec().name.as_str());
+        metrics.request(self.endpoint, engine, self.status, self.start.elapsed());
+        if let Some(ttft_ms) = self.ttft_ms {
+            metrics.first_byte(engine, ttft_ms / 1e3);
+        }
+        if let Some(routed) = &self.routed {
+            metrics.overlap(engine, self.prompt_tokens, routed.overlap_tokens, usage);
+        }
+        if self.context.config.log_requests {
+            self.log(usage);
+        }
+    }
+}
+
+fn round_ms(ms: f64) -> f64 {
+    (ms * 10.0).round() / 10.0
+}
+
+fn new_request_id() -> HeaderValue {
+    let id = format!("{:032x}", fastrand::u128(..));
+    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("?"))
+}
+
+/// The figures of the last `"usage"` object in a chunk, read where they stand; text that only looks like one is
+/// escaped inside its JSON string and so cannot match.
+fn read_usage(chunk: &[u8]) -> Usage {
+    let Some(at) = memmem::rfind(chunk, b"\"usage\":{") else {
+        return Usage::default();
+    };
+    let tail = &chunk[at..];
+    Usage {
+        prompt_tokens: number_after(tail, b"\"prompt_tokens\":"),
+        completion_tokens: number_after(tail, b"\"completion_tokens\":"),
+        cached_tokens: number_after(tail, b"\"cached_tokens\":"),
+    }
+}
+
+fn number_after(bytes: &[u8], key: &[u8]) -> Option<u64> {
+    let start = memmem::find(bytes, key)? + key.len();
+    let digits = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&bytes[start..start + digits]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_read_from_a_chunk_and_from_a_whole_reply() {
+        let chunk = br#"data: {"choices":[],"usage":{"prompt_tokens":11,"total_tokens":17,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":8}}}"#;
+        let usage = read_usage(chunk);
+        assert_eq!(usage.prompt_tokens, Some(11));
+        assert_eq!(usage.completion_tokens, Some(6));
+        assert_eq!(usage.cached_tokens, Some(8));
+        assert_eq!(read_usage(br#"{"content":"\"usage\":{\"prompt_tokens\":5}"}"#), Usage::default());
+        assert_eq!(read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached_tokens, None);
+    }
+}

@@ -1,0 +1,114 @@
+//! The room's front door: starts the thread, takes requests, answers questions, stops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nebula_route::{EngineSpec, Router};
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::dispatch::{Context, Request, exchange};
+use crate::error::Error;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::reply::{self, Exchange};
+use crate::tasks::{Clock, Tasks, jittered};
+use crate::upstream::Upstream;
+
+/// How often routes that outlived their time leave the index.
+const EXPIRE: Duration = Duration::from_secs(1);
+
+/// Requests to engines and back, on a thread of its own.
+pub struct Wire {
+    context: Arc<Context>,
+    tasks: Tasks,
+    inflight: Arc<Semaphore>,
+}
+
+impl Wire {
+    /// Starts the thread, the health probes and the index's housekeeping.
+    ///
+    /// # Errors
+    /// The thread or the TLS settings cannot be made; the message names the setting.
+    pub fn start(config: Config, router: Arc<Router>) -> Result<Wire, Error> {
+        let tasks = Tasks::start()?;
+        let context = Arc::new(Context {
+            upstream: Upstream::new(&config, tasks.executor())?,
+            router,
+            health: Health::default(),
+            metrics: Metrics::new(),
+            clock: Clock::start(),
+            config,
+        });
+        let inflight = Arc::new(Semaphore::new(context.config.max_inflight as usize));
+        let wire = Wire { context, tasks, inflight };
+        wire.tasks.spawn(expire(Arc::clone(&wire.context)));
+        Health::follow(&wire.context, &wire.tasks);
+        Ok(wire)
+    }
+
+    /// Takes a request. Returns at once; all that comes of it comes through the [`Exchange`].
+    #[must_use]
+    pub fn dispatch(&self, request: Request) -> Exchange {
+        let (sender, exchange_for) = reply::channel();
+        let task = match Arc::clone(&self.inflight).try_acquire_owned() {
+            Ok(permit) => self.tasks.spawn(exchange(Arc::clone(&self.context), request, sender, permit)),
+            Err(_) => {
+                let refusal = match self.inflight.is_closed() {
+                    true => Error::stopping(),
+                    false => Error::saturated(self.context.config.max_inflight),
+                };
+                self.tasks.spawn(async move { sender.end(Err(refusal)) })
+            }
+        };
+        exchange_for(task)
+    }
+
+    /// The fleet from now on. Engines that stay keep their state; those that go finish what they have.
+    ///
+    /// # Errors
+    /// Two engines of one name, or a URL that is none.
+    pub fn set_engines(&self, specs: Vec<EngineSpec>) -> Result<(), Error> {
+        self.context.router.set_engines(specs)?;
+        Health::follow(&self.context, &self.tasks);
+        Ok(())
+    }
+
+    /// The router that decides.
+    #[must_use]
+    pub fn router(&self) -> &Router {
+        &self.context.router
+    }
+
+    /// Requests that have not ended.
+    #[must_use]
+    pub fn inflight(&self) -> usize {
+        (self.context.config.max_inflight as usize).saturating_sub(self.inflight.available_permits())
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// A label that cannot be written.
+    pub fn metrics(&self) -> Result<String, Error> {
+        self.context.metrics.encode(&self.context.router, self.inflight())
+    }
+
+    /// Refuses new requests with 503 from now on; those in flight go on.
+    pub fn close(&self) {
+        self.inflight.close();
+    }
+
+    /// Stops every task and waits for the thread. Requests in flight are dropped: their engines stop too.
+    pub fn stop(&self) {
+        self.close();
+        self.tasks.stop();
+    }
+}
+
+async fn expire(context: Arc<Context>) {
+    loop {
+        tokio::time::sleep(jittered(EXPIRE)).await;
+        context.router.expire(context.clock.now());
+    }
+}

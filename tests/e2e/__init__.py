@@ -1,0 +1,1 @@
+"""End to end: real vLLM engines on the CPU, the gateway as a user starts it, and the ``openai`` client."""
