@@ -91,3 +91,12 @@ def test_the_machine_describes_itself() -> None:
     assert here.cores >= 1
     assert here.memory_gb > 0
     assert all(here.lines())
+
+
+def test_a_server_that_ends_under_load_is_noticed() -> None:
+    with process.started("server", ["sleep", "600"]) as child:
+        child.check_alive()
+        child.popen.kill()
+        child.popen.wait(10)
+        with pytest.raises(BenchError, match="server ended with code -9"):
+            child.check_alive()

@@ -1,5 +1,6 @@
 import json
 import shlex
+import socket
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -143,13 +144,13 @@ def test_gateway_serves_the_settings_of_its_flags(
 ) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text("[route]\nseed = 4\n")
-    flags = ["--listen-addr", "0.0.0.0:80", "--engine", "http://a:1", "--engine", "http://b:1", "--no-log-requests"]
+    flags = ["--listen-addr", "0.0.0.0:0", "--engine", "http://a:1", "--engine", "http://b:1", "--no-log-requests"]
     arguments = [*flags, "--policy", "random", "--config", str(file)]
     assert run("gateway", *arguments).status == 0
     assert run(*arguments, command=import_module("nebula_router.cli").main_gateway).status == 0
     expected = load(
         {
-            "gateway": {"listen": "0.0.0.0:80", "engines": ["http://a:1", "http://b:1"], "log_requests": False},
+            "gateway": {"listen": "0.0.0.0:0", "engines": ["http://a:1", "http://b:1"], "log_requests": False},
             "route": {"policy": "random", "seed": 4},
         }
     )
@@ -159,17 +160,17 @@ def test_gateway_serves_the_settings_of_its_flags(
 def test_up_starts_simulated_engines_and_prints_a_curl_line(
     run: Run, served: list[tuple[Settings, list[SimSettings]]]
 ) -> None:
-    ran = run("up", "--sim", "2", "--listen", "0.0.0.0:8081", "--speed", "10", "--model", "it's")
+    ran = run("up", "--sim", "2", "--listen", "0.0.0.0:0", "--speed", "10", "--model", "it's")
     assert ran.status == 0
     [(tree, sims)] = served
-    assert tree.gateway.listen == "0.0.0.0:8081"
+    assert tree.gateway.listen == "0.0.0.0:0"
     assert [(sim.name, sim.listen, sim.speed, sim.model) for sim in sims] == [
         ("sim-1", "127.0.0.1:0", 10.0, "it's"),
         ("sim-2", "127.0.0.1:0", 10.0, "it's"),
     ]
     [curl] = [line for line in ran.out.splitlines() if "curl" in line]
     words = shlex.split(curl)
-    assert "http://127.0.0.1:8081/v1/chat/completions" in words
+    assert "http://127.0.0.1:0/v1/chat/completions" in words
     assert json.loads(words[-1])["model"] == "it's"
 
 
@@ -177,10 +178,19 @@ def test_up_with_keys_prints_a_curl_line_that_sends_one(
     run: Run, served: list[tuple[Settings, list[SimSettings]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEBULA_GATEWAY__API_KEYS", "hush")
-    ran = run("up")
+    ran = run("up", "--listen", "127.0.0.1:0")
     assert len(served[0][1]) == 4
     assert "Authorization: Bearer" in ran.out
     assert "hush" not in ran.out
+
+
+def test_an_address_that_is_taken_is_refused(run: Run, served: list[tuple[Settings, list[SimSettings]]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = refused(run("gateway", "--listen", listen))
+    assert line == f"nebula: cannot serve on {listen}: Address already in use; --listen HOST:PORT takes another"
+    assert served == []
 
 
 def test_config_show(run: Run) -> None:

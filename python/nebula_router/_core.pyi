@@ -41,6 +41,8 @@ class Exchange:
 
     @property
     def id(self) -> int: ...
+    @property
+    def request_id(self) -> bytes: ...
     def take(
         self,
     ) -> tuple[int | None, list[tuple[bytes, bytes]] | None, bytes, bool] | None: ...
@@ -57,7 +59,9 @@ class Sim:
 
 @final
 class Log:
-    """Writes what is queued when it is dropped."""
+    """The log of this process."""
+
+    def close(self) -> None: ...
 
 def start_log(format: str, level: str) -> Log: ...
 def chain_from_text(model: str, salt: str | None, block: int, text: bytes) -> list[int]: ...

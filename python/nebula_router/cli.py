@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ import typer
 from typer.main import get_command
 
 import nebula_router
-from nebula_router.config import Settings, SimSettings
+from nebula_router.config import GatewaySettings, Settings, SimSettings
 from nebula_router.flags import takes_settings
 from nebula_router.reference import as_toml, page
 from nebula_router.sources import ConfigError, load
@@ -87,9 +88,7 @@ def up(
         settings.sim.model_copy(update={"listen": "127.0.0.1:0", "name": f"sim-{i}", "seed": i})
         for i in range(1, sim + 1)
     ]
-    typer.echo(_welcome(settings, sim))
-    sys.stdout.flush()
-    _serve(settings, sims)
+    _serve(settings, sims, _welcome(settings, sim))
 
 
 @app.command(epilog=_example("nebula sim --port 8000", "nebula sim --port 8001 --model tiny --speed 10"))
@@ -188,16 +187,30 @@ main_node = partial(_main_of, "node")
 main_scheduler = partial(_main_of, "scheduler")
 
 
-def _serve(settings: Settings, sims: list[SimSettings]) -> None:
+def _serve(settings: Settings, sims: list[SimSettings], welcome: str = "") -> None:
+    from nebula_router.core import NebulaError
     from nebula_router.gateway.serve import run
 
+    _check_free(settings.gateway)
+    if welcome:
+        typer.echo(welcome)
+        sys.stdout.flush()
     try:
         run(settings, sims=sims)
+    except (NebulaError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_free(gateway: GatewaySettings) -> None:
+    """Refuses an address that is taken: granian shares ports, so it would serve beside whoever has it."""
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(*gateway.address, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"cannot serve on {settings.gateway.listen}: {reason}; --listen takes another") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"cannot serve on {gateway.listen}: {reason}; --listen HOST:PORT takes another") from None
 
 
 def _welcome(settings: Settings, sims: int) -> str:

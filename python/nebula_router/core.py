@@ -160,6 +160,11 @@ class Reply:
         self._core = core
         self._exchange = exchange
 
+    @property
+    def request_id(self) -> bytes:
+        """The client's `X-Request-Id`, or the one that was made for it."""
+        return self._exchange.request_id
+
     async def part(self) -> Part:
         """Return all that is ready of the reply, waiting until there is something.
 

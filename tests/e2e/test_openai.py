@@ -242,7 +242,7 @@ def test_the_gateway_says_that_it_is_well(gateway: Gateway) -> None:
     assert get("/health").json()["status"] == "healthy"
     assert get("/ready").is_success
     assert get("/version").json()["version"]
-    assert get("/metrics").headers["content-type"].startswith("text/plain")
+    assert get("/metrics").headers["content-type"].startswith(("text/plain", "application/openmetrics-text"))
 
 
 def tokens_of(url: str, what: dict[str, Any]) -> list[int]:

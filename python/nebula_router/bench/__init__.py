@@ -1,23 +1,27 @@
 """Measures the gateway beside its peers, and soaks it.
 
-==========  ==========================================================================
-`peers`     who is measured: the gateway, other routers, no router, and the floors
-`install`   puts a peer from PyPI into a virtual environment of its own
-`upstream`  engines that answer at once with a fixed reply (nginx)
-`prompts`   the chat bodies that are sent: the same bytes in every run
-`load`      sends them as fast as the other side takes them (wrk)
-`process`   starts and stops a server; CPU and memory of its whole process tree
-`sweep`     rounds x routers x connections
-`result`    what was measured, and its medians
-`goals`     the figures that the gateway has to reach
-`machine`   what the figures were measured on
-`table`     shows them
-`soak`      many streams for a while: is every byte there, does memory stay flat
-`stream`    one streamed request on a raw socket, and the tally of all
-`reply`     reads an HTTP/1.1 response without I/O, and checks its checksum
-`floor`     the least that a Python server can do, for scale
-`cli`       `python -m nebula_router.bench --help`
-==========  ==========================================================================
+peers     who is measured: the gateway, other routers, no router, and the floors
+install   puts a peer from PyPI into a virtual environment of its own
+floor     the least that a Python server can do with a request, for scale
+upstream  engines that answer at once with a fixed reply (nginx)
+prompts   the chat bodies that are sent: the same bytes in every run
+load      sends them as fast as the other side takes them (wrk)
+process   starts and stops servers; CPU and memory of a whole process tree
+net       small questions to a server on this machine
+sweep     rounds x routers x connections
+result    what was measured, and its medians
+goals     the figures that the gateway has to reach
+table     shows all that
+machine   what it was measured on, and who else was busy there
+record    keeps results as JSON
+
+soak       many streams for a while: is every byte there, does memory stay flat
+stream     one streamed request on a raw socket, and the tally of all
+reply      reads an HTTP/1.1 response without I/O, and checks its checksum
+histogram  quantiles of many durations
+
+error  what stops a benchmark before it has a result
+cli    `nebula bench`, also `python -m nebula_router.bench`
 """
 
 from nebula_router.bench.cli import app

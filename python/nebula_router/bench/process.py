@@ -117,17 +117,25 @@ class Child:
         Raises:
             BenchError: with the last complaint, when the process ends or the deadline passes first.
         """
-        started = time.monotonic()
+        begin = time.monotonic()
         while (complaint := ready()) is not None:
-            code = self.popen.poll()
-            if code is not None:
-                raise BenchError(self._not_ready(f"ended with code {code}"))
-            if time.monotonic() - started > deadline_s:
-                raise BenchError(self._not_ready(f"was not ready after {deadline_s:g} s ({complaint})"))
+            self.check_alive()
+            if time.monotonic() - begin > deadline_s:
+                raise BenchError(self._failure(f"was not ready after {deadline_s:g} s ({complaint})"))
             time.sleep(POLL_S)
-        return time.monotonic() - started
+        return time.monotonic() - begin
 
-    def _not_ready(self, what: str) -> str:
+    def check_alive(self) -> None:
+        """Passes while the process that was started runs.
+
+        Raises:
+            BenchError: once it has ended.
+        """
+        code = self.popen.poll()
+        if code is not None:
+            raise BenchError(self._failure(f"ended with code {code}"))
+
+    def _failure(self, what: str) -> str:
         why = f"see {self.log}" if self.log else "see why with --logs DIR"
         return f"{self.name} {what}; {why}, or start it yourself: {shlex.join(self.command)}"
 

@@ -31,6 +31,8 @@ RAMP_S = 2.0
 """The streams begin one after the other over this time, at most over a tenth of all."""
 SETTLE_S = 2.0
 """How long the gauges may take to show that the last stream is gone."""
+WARM_S = 10.0
+"""Until then, at most for a quarter of all, memory may grow as it likes: the first replies fill pools and caches."""
 GROWTH_MB = 16.0
 GROWTH_SHARE = 0.1
 """Memory is flat when it grows by no more than the larger of the two, from the first third of the time to the last."""
@@ -74,7 +76,7 @@ class Report:
     seconds: float
     tally: Tally
     rss_mb: list[float] = field(default_factory=list)
-    """Of the server with its engines, each second after the ramp."""
+    """Of the server with its engines, each second after it got warm."""
     gauges: dict[str, float | None] = field(default_factory=dict)
     """At the end; None: the server does not show it."""
     client_lag_s: float = 0.0
@@ -143,7 +145,7 @@ async def flood(port: int, bodies: Sequence[bytes], plan: Plan, watch: Watch) ->
         await stream.converse(port, messages[first:] + messages[:first], until, tally)
 
     watchers = [
-        asyncio.create_task(_sample(watch.usage, begin + ramp, until, report)),
+        asyncio.create_task(_sample(watch.usage, begin + min(WARM_S, plan.seconds / 4), until, report)),
         asyncio.create_task(_tick(watch.tick, begin, report)),
     ]
     try:

@@ -89,7 +89,7 @@ def _visit(bench: Bench, entrant: Entrant, number: int) -> Visit:
             idle = child.usage()
             measured = _measure(bench, port, where, child, routes=entrant.routes)
             loaded = child.usage()
-    except (BenchError, FileNotFoundError) as error:
+    except (BenchError, OSError) as error:
         return Visit(entrant.name, number, failure=str(error))
     return Visit(entrant.name, number, ready_s, idle.rss_mb, loaded.rss_mb, measured)
 
@@ -110,8 +110,10 @@ def _measure(
         counts = bench.engines.counts()
         before = child.usage().cpu_s if child else None
         sample = load.send(port, bench.lua, connections, plan.seconds)
-        after = child.usage().cpu_s if child else None
-        cpu_us = (after - before) / max(1, sample.requests) * 1e6 if after is not None and before is not None else None
+        cpu_us = None
+        if child and before is not None:
+            child.check_alive()
+            cpu_us = (child.usage().cpu_s - before) / max(1, sample.requests) * 1e6
         shares = _shares(counts, bench.engines.counts()) if routes else None
         measured.append(Measured(connections, sample, cpu_us, shares))
     return tuple(measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from nebula_router import __version__
 from nebula_router.core import PATHS
 from nebula_router.gateway.admin import Admin
+from nebula_router.gateway.auth import NEEDS_KEY, Keys
 from nebula_router.gateway.errors import error_body
 from nebula_router.gateway.openai import Proxy
 
@@ -34,6 +36,7 @@ class GatewayApp(Starlette):
         """Serve what `core` routes."""
         self._core = core
         self._settings = settings
+        self._keys = Keys(settings.gateway.api_keys)
         self._started = time.time()
         self.proxy = Proxy(core, settings)
         self._proxied = dict.fromkeys(PATHS, self.proxy)
@@ -62,15 +65,21 @@ class GatewayApp(Starlette):
                 return await proxy(scope, receive, send)
         return await super().__call__(scope, receive, send)
 
-    async def _models(self, _: Request) -> Response:
+    async def _models(self, request: Request) -> Response:
+        self._admit(request)
         return json_response({"object": "list", "data": self._known_models()})
 
     async def _model(self, request: Request) -> Response:
+        self._admit(request)
         wanted = request.path_params["model"]
         for model in self._known_models():
             if model["id"] == wanted:
                 return json_response(model)
         raise HTTPException(404, f"the model `{wanted}` is served by no engine")
+
+    def _admit(self, request: Request) -> None:
+        if self._keys and not self._keys.admit(request.scope["headers"]):
+            raise HTTPException(401, NEEDS_KEY, {"www-authenticate": "Bearer"})
 
     def _known_models(self) -> list[dict[str, Any]]:
         models = self._core.models()
@@ -117,7 +126,7 @@ def json_response(content: object, status: int = 200) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette calls it for nothing else
     message = error.detail
-    if error.status_code == 404 and message == "Not Found":
+    if error.status_code == HTTPStatus.NOT_FOUND and message == "Not Found":
         message = f"there is no {request.url.path} here"
     headers = dict(error.headers or {})
     return Response(error_body(error.status_code, message), error.status_code, headers, "application/json")

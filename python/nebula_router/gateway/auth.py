@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from hmac import compare_digest
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pydantic import SecretStr
     from starlette.types import Scope
+
+NEEDS_KEY: Final = "a valid key is needed: Authorization: Bearer KEY"
 
 Headers = list[tuple[bytes, bytes]]
 

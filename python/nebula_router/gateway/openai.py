@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nebula_router.config import MB
 from nebula_router.core import ClientLeft, NebulaError
-from nebula_router.gateway.auth import Keys, without_authorization
+from nebula_router.gateway.auth import NEEDS_KEY, Keys, without_authorization
 from nebula_router.gateway.errors import error_body, send_error
 
 if TYPE_CHECKING:
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 WATCH_AFTER_S: Final = 0.02
 """From this age on a request's client is watched. Most short requests end before, and the watch costs a task."""
 
+LINGER_S: Final = 5.0
+"""How long the rest of a refused body is read, so that a client that sends before it reads gets to the answer."""
+
 _EVENT_STREAM: Final = (b"content-type", b"text/event-stream")
 
 
-class BodyTooLarge(Exception):
+class BodyTooLargeError(Exception):
     """The request's body is above the limit."""
 
 
@@ -36,32 +40,41 @@ class Proxy:
         self._max_body = settings.gateway.max_body_mb * MB
         self.active = 0
         """Requests whose last byte has not been handed to the server."""
+        self._idle: asyncio.Event | None = None
+
+    async def idle(self) -> None:
+        """Return once no request is active."""
+        self._idle = asyncio.Event()
+        if self.active:
+            await self._idle.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["method"] != "POST":
             body = error_body(405, f"{scope['method']} is not allowed here; use POST")
-            return await send_error(send, 405, body, (b"allow", b"POST"))
+            return await refuse_unread(receive, send, 405, body, (b"allow", b"POST"))
         headers = scope["headers"]
         if self._keys:
             if not self._keys.admit(headers):
-                body = error_body(401, "a valid key is needed: Authorization: Bearer KEY")
-                return await send_error(send, 401, body, (b"www-authenticate", b"Bearer"))
+                body = error_body(401, NEEDS_KEY)
+                return await refuse_unread(receive, send, 401, body, (b"www-authenticate", b"Bearer"))
             headers = without_authorization(headers)
         self.active += 1
         try:
             body = await read_body(headers, receive, self._max_body)
             reply = self._core.dispatch(scope["path"], scope["query_string"], headers, body)
             await self._relay(reply, receive, send)
-        except BodyTooLarge:
+        except BodyTooLargeError:
             limit = f"the request body is larger than {self._max_body // MB} MB (setting gateway.max_body_mb)"
-            await send_error(send, 413, error_body(413, limit), (b"connection", b"close"))
+            await refuse_unread(receive, send, 413, error_body(413, limit), (b"connection", b"close"))
         except ValueError as error:
             await send_error(send, 400, error_body(400, str(error)))
         except ClientLeft:
             pass
         finally:
             self.active -= 1
+            if self._idle is not None and not self.active:
+                self._idle.set()
         return None
 
     async def _relay(self, reply: Reply, receive: Receive, send: Send) -> None:
@@ -70,7 +83,7 @@ class Proxy:
             try:
                 part = await reply.part()
             except NebulaError as error:
-                return await send_refusal(send, error)
+                return await send_refusal(send, error, reply.request_id)
             await send({"type": "http.response.start", "status": part.status, "headers": part.headers})
             await self._stream(reply, part, send)
         finally:
@@ -127,13 +140,13 @@ async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit:
     the server for an empty last message.
 
     Raises:
-        BodyTooLarge: above `limit`; nothing is read if the headers say so.
+        BodyTooLargeError: above `limit`; nothing is read if the headers say so.
         ClientLeft: before the body was complete.
 
     """
     expected = content_length(headers)
     if expected is not None and expected > limit:
-        raise BodyTooLarge
+        raise BodyTooLargeError
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -144,7 +157,7 @@ async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit:
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise BodyTooLarge
+            raise BodyTooLargeError
         chunks.append(chunk)
         more = message.get("more_body", False)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -158,9 +171,29 @@ def content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return None
 
 
-async def send_refusal(send: Send, error: NebulaError) -> None:
+async def refuse_unread(
+    receive: Receive, send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes]
+) -> None:
+    """Answer before the request's body has been read, then read it to nowhere for a while.
+
+    A connection that closes on unread bytes is reset, and a client that is still sending never sees the answer.
+    """
+    await send_error(send, status, body, *extra, more_body=True)
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_discard_body(receive), LINGER_S)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard_body(receive: Receive) -> None:
+    while (await receive()).get("more_body", False):
+        pass
+
+
+async def send_refusal(send: Send, error: NebulaError, request_id: bytes) -> None:
     """Answer with the core's own error body and status."""
-    extra = [(b"retry-after", str(error.retry_after_s).encode())] if error.retry_after_s is not None else []
+    extra = [(b"x-request-id", request_id)]
+    if error.retry_after_s is not None:
+        extra.append((b"retry-after", str(error.retry_after_s).encode()))
     if error.code == "stopping":
         extra.append((b"connection", b"close"))
     await send_error(send, error.status, error.body, *extra)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces
@@ -18,14 +19,17 @@ from nebula_router.core import Core, Sim, start_log
 from nebula_router.gateway.app import GatewayApp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from nebula_router.config import Settings, SimSettings
 
 _SERVER_STOP_S: Final = 0.5
 """granian waits for idle keep-alive connections to end by themselves; nothing is in flight then, so we do not."""
-_DRAIN_POLL_S: Final = 0.02
+_CUT_S: Final = 1.0
+"""Time that requests beyond the grace get to tell their clients that they are cut."""
 _BACKLOG: Final = 4096
+_LEAST_CONNECTIONS: Final = 1024
+"""A small `max_inflight` limits requests; probes, metrics and idle clients still get a connection."""
 
 
 def run(settings: Settings, sims: Sequence[SimSettings]) -> None:
@@ -47,14 +51,17 @@ def run(settings: Settings, sims: Sequence[SimSettings]) -> None:
     uvloop.run(_serve(settings))
     for engine in engines:
         engine.stop()
-    # granian's own threads still hold idle connections; they end with the process, once the log is written.
-    del log
+    log.close()
+    # granian's own threads still hold idle connections; they end with the process.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
 async def _serve(settings: Settings) -> None:
+    # What was imported stays: looking through it again and again for garbage costs a percent of every request.
+    gc.collect()
+    gc.freeze()
     core = Core(settings.core_json())
     app = GatewayApp(core, settings)
     server = _server(app, settings)
@@ -63,14 +70,13 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     serving = loop.create_task(server.serve())
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    serving.add_done_callback(lambda _: stop.set())
+    await stop.wait()
     if not serving.done():
         stop.clear()
         await _drain(app, core, stop, settings.gateway.grace_s)
-        server.stop()
+        server.stop()  # type: ignore[no-untyped-call]
         await asyncio.wait({serving}, timeout=_SERVER_STOP_S)
-    stopping.cancel()
     core.stop()
     if serving.done():
         serving.result()
@@ -88,7 +94,7 @@ def _server(app: GatewayApp, settings: Settings) -> Server:
         websockets=False,
         backlog=_BACKLOG,
         # Connections, not requests: idle ones count, and requests above `max_inflight` get a 429 from the core.
-        backpressure=2 * settings.gateway.max_inflight,
+        backpressure=max(_LEAST_CONNECTIONS, 2 * settings.gateway.max_inflight),
         log_enabled=False,
     )
 
@@ -97,9 +103,15 @@ async def _drain(app: GatewayApp, core: Core, again: asyncio.Event, grace_s: flo
     """Refuse new requests and wait for those in flight: until done, until `grace_s`, or until a second signal."""
     app.draining = True
     core.refuse()
-    deadline = asyncio.get_running_loop().time() + grace_s
-    while app.proxy.active and not again.is_set() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(_DRAIN_POLL_S)
+    await _first_of(grace_s, app.proxy.idle(), again.wait())
     if app.proxy.active:
         core.cut()
-        await asyncio.sleep(_DRAIN_POLL_S)
+        await _first_of(_CUT_S, app.proxy.idle())
+
+
+async def _first_of(timeout_s: float, *waits: Coroutine[Any, Any, object]) -> None:
+    """Return when one of `waits` is over, or after `timeout_s`; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

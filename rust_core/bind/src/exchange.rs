@@ -15,13 +15,13 @@ use crate::error::to_python;
 #[pyclass(frozen, module = "nebula_router._core")]
 pub(crate) struct Exchange {
     id: u64,
-    exchange: WireExchange,
+    inner: WireExchange,
     bridge: Arc<Bridge>,
 }
 
 impl Exchange {
-    pub(crate) fn new(id: u64, exchange: WireExchange, bridge: Arc<Bridge>) -> Exchange {
-        Exchange { id, exchange, bridge }
+    pub(crate) fn new(id: u64, inner: WireExchange, bridge: Arc<Bridge>) -> Exchange {
+        Exchange { id, inner, bridge }
     }
 }
 
@@ -33,11 +33,17 @@ impl Exchange {
         self.id
     }
 
+    /// The request's identity: the client's own, or the one that was made for it.
+    #[getter]
+    fn request_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.inner.request_id().as_bytes())
+    }
+
     /// The next part if it is ready, else `None`: then `Core.drain` will return this exchange's id once.
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let waiter = Waiter { bridge: Arc::clone(&self.bridge), exchange: self.id };
         let waker = Arc::new(waiter).into();
-        match self.exchange.poll_part(&mut Context::from_waker(&waker)) {
+        match self.inner.poll_part(&mut Context::from_waker(&waker)) {
             Poll::Pending => Ok(None),
             Poll::Ready(Ok(part)) => part_to_python(py, part).map(Some),
             Poll::Ready(Err(error)) => Err(to_python(py, &error)),
@@ -46,7 +52,7 @@ impl Exchange {
 
     /// Stops the request: the engine's connection closes and no further part comes.
     fn cancel(&self) {
-        self.exchange.cancel();
+        self.inner.cancel();
     }
 }
 

@@ -23,7 +23,7 @@ mod _core {
     #[pymodule_export]
     use super::key::{chain_from_text, chain_from_tokens};
     #[pymodule_export]
-    use super::log::start_log;
+    use super::log::{Log, start_log};
     #[pymodule_export]
     use super::sim::Sim;
 

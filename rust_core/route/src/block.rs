@@ -5,7 +5,7 @@
 //! stands for the block *and all before it*: equal hashes mean equal prefixes of the same model, salt and block size.
 //! `tests/test_block.py` holds the same rule in Python; the two agree bit for bit.
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What the blocks of a chain are cut from.
@@ -139,9 +139,9 @@ impl Chain {
 /// The hash of one block of token ids by itself, without what stands before it.
 #[must_use]
 pub fn local(tokens: &[u32]) -> u64 {
-    let mut bytes: SmallVec<[u8; 256]> = SmallVec::with_capacity(tokens.len() * 4);
-    for token in tokens {
-        bytes.extend_from_slice(&token.to_le_bytes());
+    let mut bytes: SmallVec<[u8; 256]> = smallvec![0; tokens.len() * 4];
+    for (bytes, token) in bytes.as_chunks_mut().0.iter_mut().zip(tokens) {
+        *bytes = token.to_le_bytes();
     }
     xxh3_64(&bytes)
 }

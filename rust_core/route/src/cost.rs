@@ -42,6 +42,7 @@ fn pressure(usage: f32, start: f32) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "whole numbers of tokens are exact in f32")]
 mod tests {
     use proptest::prelude::*;
 

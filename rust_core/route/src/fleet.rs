@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::health::{Health, Standing};
-use crate::sync::{AtomicU64, Ordering, Shared};
+use crate::sync::{AtomicU64, Ordering};
 use crate::{Config, Error, Ledger, Load, Millis, Outcome, Probe, RankId, Status};
 
 /// What the fleet's owner says of an engine.
@@ -54,13 +54,13 @@ pub struct ModelFact {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct EngineId(u32);
 
-/// One engine and all that is known of it. Shared by every snapshot that it is part of.
+/// One engine and all that is known of it. Arc by every snapshot that it is part of.
 #[derive(Debug)]
 pub struct Engine {
     id: EngineId,
     spec: EngineSpec,
     first_rank: RankId,
-    ledgers: Vec<Shared<Ledger>>,
+    ledgers: Vec<Arc<Ledger>>,
     health: Mutex<Health>,
     /// The health's [`Standing`] for the request path, see [`encode`]; written under the lock of `health`.
     standing: AtomicU64,
@@ -97,7 +97,7 @@ const CLOSED: u64 = u64::MAX;
 
 impl Engine {
     fn new(id: EngineId, first_rank: RankId, spec: EngineSpec) -> Engine {
-        let ledgers = (0..spec.ranks).map(|_| Shared::new(Ledger::default())).collect();
+        let ledgers = (0..spec.ranks).map(|_| Arc::new(Ledger::default())).collect();
         Engine {
             id,
             spec,
@@ -154,7 +154,7 @@ impl Engine {
         (self.first_rank.0..self.first_rank.0 + self.spec.ranks).map(RankId)
     }
 
-    pub(crate) fn ledger(&self, rank_index: u32) -> &Shared<Ledger> {
+    pub(crate) fn ledger(&self, rank_index: u32) -> &Arc<Ledger> {
         &self.ledgers[rank_index as usize]
     }
 

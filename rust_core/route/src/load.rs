@@ -1,6 +1,8 @@
 //! What is booked on each rank, in tokens; booked at the choice, returned by the [`Guard`] exactly once on every path.
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, Shared};
+use std::sync::Arc;
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// The books of one rank.
 ///
@@ -31,7 +33,7 @@ pub struct Load {
 /// One request's place in the books; dropping it gives everything back.
 #[derive(Debug)]
 pub struct Guard {
-    ledger: Shared<Ledger>,
+    ledger: Arc<Ledger>,
     prefill_tokens: AtomicU64,
     resident_tokens: u64,
 }
@@ -48,12 +50,12 @@ impl Ledger {
     }
 
     /// Books a request that must compute `prefill_tokens` of its `resident_tokens`.
-    pub fn book(self: &Shared<Self>, prefill_tokens: u64, resident_tokens: u64) -> Guard {
+    pub fn book(self: &Arc<Self>, prefill_tokens: u64, resident_tokens: u64) -> Guard {
         self.prefill_tokens.fetch_add(prefill_tokens, Ordering::Relaxed);
         self.resident_tokens.fetch_add(resident_tokens, Ordering::Relaxed);
         self.running.fetch_add(1, Ordering::Relaxed);
         Guard {
-            ledger: Shared::clone(self),
+            ledger: Arc::clone(self),
             prefill_tokens: AtomicU64::new(prefill_tokens),
             resident_tokens,
         }
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn prefill_goes_at_the_first_byte_and_the_rest_at_the_end() {
-        let ledger = Shared::new(Ledger::default());
+        let ledger = Arc::new(Ledger::default());
         let guard = ledger.book(100, 400);
         assert_eq!(ledger.load(), Load { prefill_tokens: 100, resident_tokens: 400, running: 1, kv_usage: 0.0 });
         guard.first_byte();
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_guard_dropped_before_the_first_byte_returns_everything() {
-        let ledger = Shared::new(Ledger::default());
+        let ledger = Arc::new(Ledger::default());
         let guards: Vec<_> = (1..50).map(|n| ledger.book(n, 3 * n)).collect();
         drop(guards);
         assert_eq!(ledger.load(), Load::default());

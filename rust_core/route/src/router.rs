@@ -120,7 +120,9 @@ impl Router {
         let stays = |engine: &Engine| after.engines().iter().any(|other| other.id() == engine.id());
         let gone: Vec<_> = before.engines().iter().filter(|engine| !stays(engine)).cloned().collect();
         self.fleet.store(after);
-        gone.iter().for_each(|engine| self.forget(engine));
+        for engine in &gone {
+            self.forget(engine);
+        }
         Ok(())
     }
 
@@ -277,13 +279,11 @@ fn unknown(fleet: &Fleet, model: &str) -> Error {
 }
 
 fn none_can(fleet: &Fleet, model: &str) -> Error {
-    let mut why = String::new();
-    for engine in fleet.serving(model) {
-        let separator = if why.is_empty() { "" } else { ", " };
-        let status = format!("{:?}", engine.status()).to_lowercase();
-        why.push_str(&format!("{separator}{} is {status}", engine.spec().name));
-    }
-    Error::NoEngine { model: model.to_owned(), why }
+    let of = |engine: &Arc<Engine>| {
+        format!("{} is {}", engine.spec().name, format!("{:?}", engine.status()).to_lowercase())
+    };
+    let why: Vec<String> = fleet.serving(model).iter().map(of).collect();
+    Error::NoEngine { model: model.to_owned(), why: why.join(", ") }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! `RUSTFLAGS="--cfg nebula_loom" cargo test -p nebula-route --test loom --release`.
 #![cfg(nebula_loom)]
 
-use loom::sync::Arc;
+use std::sync::Arc;
+
 use loom::thread;
 use nebula_route::{Ledger, Load, Swap};
 

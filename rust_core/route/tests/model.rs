@@ -98,10 +98,9 @@ impl Model {
             }
             Event::Removed { engine_hashes } => {
                 for name in engine_hashes {
-                    match held.forget(*name) {
-                        true => applied.removed += 1,
-                        false => applied.unknown_removed += 1,
-                    }
+                    let known = held.forget(*name);
+                    applied.removed += u64::from(known);
+                    applied.unknown_removed += u64::from(!known);
                 }
             }
             Event::Cleared => {
@@ -113,7 +112,8 @@ impl Model {
     }
 
     fn matches(&self, chain: &[u64]) -> Vec<(RankId, u32)> {
-        let blocks = |held: &Held| chain.iter().take_while(|hash| held.holds(**hash)).count() as u32;
+        let whole = u32::try_from(chain.len()).unwrap_or(u32::MAX);
+        let blocks = |held: &Held| (0..).zip(chain).find(|(_, hash)| !held.holds(**hash)).map_or(whole, |(blocks, _)| blocks);
         let all = self.ranks.iter().map(|(rank, held)| (RankId(*rank), blocks(held)));
         all.filter(|(_, blocks)| *blocks > 0).collect()
     }

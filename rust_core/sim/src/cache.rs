@@ -5,6 +5,8 @@
 //! tail first, so the least recently used prompt loses its tail before its head. Blocks without content go to the front:
 //! nothing is lost when they are taken.
 
+use std::collections::hash_map::Entry;
+
 use smallvec::SmallVec;
 
 use crate::hash::{BlockHash, HashedMap};
@@ -24,9 +26,11 @@ pub struct KvCache {
     free: u32,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     content: Option<BlockHash>,
+    /// Its place among the holders of that content.
+    place: u32,
     users: u32,
     /// Neighbours in the free ring; meaningless while `users > 0`.
     prev: u32,
@@ -132,7 +136,9 @@ impl KvCache {
             "only a block in use is filled, and once"
         );
         slot.content = Some(hash);
-        self.by_hash.entry(hash).or_default().push(block.0);
+        let holders = self.by_hash.entry(hash).or_default();
+        slot.place = u32::try_from(holders.len()).unwrap_or(u32::MAX);
+        holders.push(block.0);
     }
 
     /// Gives the blocks of one request back, in the order of its tokens.
@@ -165,13 +171,15 @@ impl KvCache {
     }
 
     fn forget(&mut self, slot: u32) {
-        let Some(hash) = self.slots[slot as usize].content.take() else {
-            return;
-        };
-        if let Some(holders) = self.by_hash.get_mut(&hash) {
-            holders.retain(|holder| *holder != slot);
-            if holders.is_empty() {
-                self.by_hash.remove(&hash);
+        let Slot { content, place, .. } = self.slots[slot as usize];
+        let Some(hash) = content else { return };
+        self.slots[slot as usize].content = None;
+        if let Entry::Occupied(mut holders) = self.by_hash.entry(hash) {
+            holders.get_mut().swap_remove(place as usize);
+            match holders.get().get(place as usize) {
+                Some(&moved) => self.slots[moved as usize].place = place,
+                None if holders.get().is_empty() => drop(holders.remove()),
+                None => {}
             }
         }
     }

@@ -127,7 +127,8 @@ impl Engine {
         self.stats.preemptions += u64::from(plan.preempted);
         self.stats.cache_queries += plan.queried;
         self.stats.cache_hits += plan.hit;
-        Some(self.now + nanos(self.timing.step(plan.work) as f64 * self.slowdown))
+        let time = nanos(self.timing.step(plan.work) as f64 * self.slowdown);
+        Some(self.now.saturating_add(time))
     }
 
     fn finish_step(&mut self, out: &mut Vec<Emission>) {

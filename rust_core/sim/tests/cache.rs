@@ -78,3 +78,21 @@ fn a_twin_outlives_its_sibling() {
     assert!(cache.allocate(2, &mut Vec::new()));
     assert_eq!(cache.find(&[7]).collect::<Vec<_>>(), other);
 }
+
+#[test]
+fn of_many_twins_each_can_go() {
+    let mut cache = KvCache::new(1 + 50);
+    let mut blocks = Vec::new();
+    assert!(cache.allocate(50, &mut blocks));
+    for block in &blocks {
+        cache.store(*block, 7);
+    }
+    cache.release(&blocks);
+    for left in (0..50).rev() {
+        assert!(cache.allocate(1, &mut Vec::new()));
+        assert_eq!(
+            (cache.cached(), cache.find(&[7]).count()),
+            (left, usize::from(left > 0))
+        );
+    }
+}

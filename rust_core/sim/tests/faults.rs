@@ -206,6 +206,15 @@ async fn refused_connections_are_accepted_again() {
         200
     );
 
+    // A new wish replaces the one in force, and a server that refuses can be stopped.
+    for for_ms in [None, Some(20)] {
+        server.set_fault(Some(Fault {
+            effect: Effect::Refuse { for_ms },
+            count: None,
+        }));
+        until(refused).await;
+    }
+    until(async || !refused().await).await;
     server.set_fault(Some(Fault {
         effect: Effect::Refuse { for_ms: None },
         count: None,

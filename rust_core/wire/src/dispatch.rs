@@ -63,12 +63,12 @@ struct Answer {
 
 /// Serves one request and tells `sender` all that comes of it.
 pub(crate) async fn exchange(
-    context: Arc<Context>,
-    mut request: Request,
+    mut record: Record,
+    request: Request,
     sender: Sender,
     _permit: OwnedSemaphorePermit,
 ) {
-    let mut record = Record::new(Arc::clone(&context), &mut request.headers, request.endpoint);
+    let context = Arc::clone(record.context());
     let result = answer(&context, request, &sender, &mut record).await;
     record.finish(result.as_ref().err());
     sender.end(result);
@@ -243,10 +243,10 @@ fn error_event(error: &Error, after_whole_event: bool) -> Bytes {
 /// The next chunk of data; `None` at the end. Trailers are skipped.
 async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            if !data.is_empty() {
-                return Ok(Some(data));
-            }
+        if let Ok(data) = frame?.into_data()
+            && !data.is_empty()
+        {
+            return Ok(Some(data));
         }
     }
     Ok(None)

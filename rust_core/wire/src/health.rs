@@ -64,12 +64,12 @@ impl Health {
     /// A request that waits for its first byte listens to this: a hung engine then costs seconds, not the deadline.
     pub(crate) async fn down(&self, engine: EngineId) {
         let up = self.watched.lock().get(&engine).map(|watched| watched.up.clone());
-        if let Some(mut up) = up {
-            if up.wait_for(|up| !up).await.is_ok() {
-                return;
-            }
+        if let Some(mut up) = up
+            && up.wait_for(|up| !up).await.is_ok()
+        {
+            return;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -74,6 +74,12 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
+/// An identity for a request whose client gave it none.
+pub(crate) fn new_request_id() -> HeaderValue {
+    let id = format!("{:032x}", fastrand::u128(..));
+    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("?"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

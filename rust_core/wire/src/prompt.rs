@@ -87,7 +87,7 @@ pub fn read(
 ) -> Result<Prompt, Error> {
     let mut prompt = match endpoint.shape {
         Shape::Form => form::read(headers, body, config)?,
-        shape => read_json(shape, body, config, router)?,
+        shape => read_json(shape, &body, config, router)?,
     };
     if let Some(session) = headers.get(net::SESSION_ID).and_then(|value| value.to_str().ok()) {
         prompt.session = Some(session.to_owned());
@@ -98,8 +98,8 @@ pub fn read(
     Ok(prompt)
 }
 
-fn read_json(shape: Shape, body: Bytes, config: &Config, router: &Router) -> Result<Prompt, Error> {
-    let json = as_json(&body)?;
+fn read_json(shape: Shape, body: &Bytes, config: &Config, router: &Router) -> Result<Prompt, Error> {
+    let json = as_json(body)?;
     let fields = parse(json)?;
     let named = fields.model.map(model_name).transpose()?.unwrap_or_default();
     let model = config.model_aliases.get(named.as_ref()).map_or(named.as_ref(), String::as_str);
@@ -138,25 +138,23 @@ fn as_json(body: &[u8]) -> Result<&str, Error> {
 }
 
 fn parse(json: &str) -> Result<Fields<'_>, Error> {
+    // Serde would take an array for the fields in order.
+    if !json.trim_start().starts_with('{') {
+        return Err(Error::bad_request(None, "the request body is not a JSON object"));
+    }
     if let Ok(fields) = serde_json::from_str(json) {
         return Ok(fields);
     }
     // Only now, on the way to a refusal, is it worth to learn which field was wrong.
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let cause = match serde_path_to_error::deserialize::<_, Fields<'_>>(&mut deserializer) {
-        Err(cause) => cause,
+    let Err(cause) = serde_path_to_error::deserialize::<_, Fields<'_>>(&mut deserializer) else {
         // The object was fine, so what follows it is not.
-        Ok(_) => {
-            return Err(Error::bad_request(None, "there are characters after the JSON object"));
-        }
+        return Err(Error::bad_request(None, "there are characters after the JSON object"));
     };
     let path = cause.path().to_string();
     let inner = cause.into_inner();
     if inner.is_data() && path != "." {
         return Err(Error::bad_request(Some(path.clone().into()), format!("{path}: {inner}")));
-    }
-    if inner.is_data() {
-        return Err(Error::bad_request(None, format!("the request body is no JSON object: {inner}")));
     }
     Err(Error::bad_request(None, format!("the request body is not valid JSON: {inner}")))
 }

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use memchr::memmem;
 use nebula_route::{Choice, Outcome};
 
 use crate::dispatch::Context;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
-use crate::net;
 use crate::prompt::Prompt;
 
 /// The status of a request whose client left before there was one (nginx's 499).
@@ -47,16 +46,15 @@ struct Routed {
 /// What the engine reports at the end of a reply.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Usage {
-    pub(crate) prompt_tokens: Option<u64>,
-    pub(crate) completion_tokens: Option<u64>,
-    pub(crate) cached_tokens: Option<u64>,
+    /// Tokens of the prompt.
+    pub(crate) prompt: Option<u64>,
+    /// Those of them that came from the engine's cache.
+    pub(crate) cached: Option<u64>,
 }
 
 impl Record {
-    /// Begins the record and settles the request's identity: the client's own, or a new one that the engine gets too.
-    pub(crate) fn new(context: Arc<Context>, headers: &mut HeaderMap, endpoint: Endpoint) -> Record {
-        let request_id = headers.get(net::REQUEST_ID).cloned().unwrap_or_else(new_request_id);
-        headers.insert(net::REQUEST_ID, request_id.clone());
+    /// Begins the record.
+    pub(crate) fn new(context: Arc<Context>, request_id: HeaderValue, endpoint: Endpoint) -> Record {
         Record {
             context,
             endpoint,
@@ -72,6 +70,10 @@ impl Record {
             tail: [Bytes::new(), Bytes::new()],
             finished: false,
         }
+    }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
     }
 
     pub(crate) fn request_id(&self) -> &HeaderValue {
@@ -129,9 +131,8 @@ impl Record {
         let mut usage = Usage::default();
         for chunk in &self.tail {
             let found = read_usage(chunk);
-            usage.prompt_tokens = found.prompt_tokens.or(usage.prompt_tokens);
-            usage.completion_tokens = found.completion_tokens.or(usage.completion_tokens);
-            usage.cached_tokens = found.cached_tokens.or(usage.cached_tokens);
+            usage.prompt = found.prompt.or(usage.prompt);
+            usage.cached = found.cached.or(usage.cached);
         }
         usage
     }
@@ -146,7 +147,7 @@ impl Record {
             rank = routed.map(|routed| routed.rank),
             overlap = routed.map_or(0, |routed| routed.overlap_tokens),
             prompt = self.prompt_tokens,
-            cached = usage.cached_tokens,
+            cached = usage.cached,
             cost = (cost * 10.0).round() / 10.0,
             queue = routed.map_or(0, |routed| routed.queue),
             candidates = routed.map_or(0, |routed| routed.candidates),
@@ -192,11 +193,6 @@ fn round_ms(ms: f64) -> f64 {
     (ms * 10.0).round() / 10.0
 }
 
-fn new_request_id() -> HeaderValue {
-    let id = format!("{:032x}", fastrand::u128(..));
-    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("?"))
-}
-
 /// The figures of the last `"usage"` object in a chunk, read where they stand; text that only looks like one is
 /// escaped inside its JSON string and so cannot match.
 fn read_usage(chunk: &[u8]) -> Usage {
@@ -205,9 +201,8 @@ fn read_usage(chunk: &[u8]) -> Usage {
     };
     let tail = &chunk[at..];
     Usage {
-        prompt_tokens: number_after(tail, b"\"prompt_tokens\":"),
-        completion_tokens: number_after(tail, b"\"completion_tokens\":"),
-        cached_tokens: number_after(tail, b"\"cached_tokens\":"),
+        prompt: number_after(tail, b"\"prompt_tokens\":"),
+        cached: number_after(tail, b"\"cached_tokens\":"),
     }
 }
 
@@ -225,10 +220,8 @@ mod tests {
     fn usage_is_read_from_a_chunk_and_from_a_whole_reply() {
         let chunk = br#"data: {"choices":[],"usage":{"prompt_tokens":11,"total_tokens":17,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":8}}}"#;
         let usage = read_usage(chunk);
-        assert_eq!(usage.prompt_tokens, Some(11));
-        assert_eq!(usage.completion_tokens, Some(6));
-        assert_eq!(usage.cached_tokens, Some(8));
+        assert_eq!(usage, Usage { prompt: Some(11), cached: Some(8) });
         assert_eq!(read_usage(br#"{"content":"\"usage\":{\"prompt_tokens\":5}"}"#), Usage::default());
-        assert_eq!(read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached_tokens, None);
+        assert_eq!(read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached, None);
     }
 }

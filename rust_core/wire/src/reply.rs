@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -57,6 +57,7 @@ struct Shared {
 pub struct Exchange {
     shared: Arc<Shared>,
     task: AbortHandle,
+    request_id: HeaderValue,
 }
 
 /// The writer's end, in the task of the exchange.
@@ -65,10 +66,10 @@ pub(crate) struct Sender {
 }
 
 /// The two ends of one reply, where the reader's end still needs its task.
-pub(crate) fn channel() -> (Sender, impl FnOnce(AbortHandle) -> Exchange) {
+pub(crate) fn channel(request_id: HeaderValue) -> (Sender, impl FnOnce(AbortHandle) -> Exchange) {
     let shared = Arc::new(Shared::default());
     let sender = Sender { shared: Arc::clone(&shared) };
-    (sender, |task| Exchange { shared, task })
+    (sender, |task| Exchange { shared, task, request_id })
 }
 
 // === impl Exchange ===
@@ -105,6 +106,11 @@ impl Exchange {
         drop(state);
         self.shared.space.notify_one();
         Poll::Ready(Ok(part))
+    }
+
+    /// The request's identity, for a refusal that has no reply headers.
+    pub fn request_id(&self) -> &HeaderValue {
+        &self.request_id
     }
 
     /// Stops the exchange: the engine's connection closes and no further part comes.

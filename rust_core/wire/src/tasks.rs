@@ -135,3 +135,29 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 pub(crate) fn jittered(period: Duration) -> Duration {
     period.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stopping_leaves_no_task_and_no_thread() {
+        let tasks = Tasks::start().unwrap();
+        let (dropped, seen) = tokio::sync::oneshot::channel::<()>();
+        tasks.spawn(async move {
+            let _held = dropped;
+            std::future::pending::<()>().await;
+        });
+        hyper::rt::Executor::execute(&tasks.executor(), std::future::pending::<()>());
+        assert_eq!(tasks.live(), 2);
+        tasks.stop();
+        assert_eq!(tasks.live(), 0);
+        assert!(seen.blocking_recv().is_err(), "the task was dropped where it waited");
+    }
+
+    #[test]
+    fn jitter_stays_within_a_tenth() {
+        let period = Duration::from_secs(1);
+        assert!((0..1_000).all(|_| (900..=1_100).contains(&jittered(period).as_millis())));
+    }
+}

@@ -11,6 +11,8 @@ use crate::dispatch::{Context, Request, exchange};
 use crate::error::Error;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::net;
+use crate::record::Record;
 use crate::reply::{self, Exchange};
 use crate::tasks::{Clock, Tasks, jittered};
 use crate::upstream::Upstream;
@@ -48,20 +50,27 @@ impl Wire {
     }
 
     /// Takes a request. Returns at once; all that comes of it comes through the [`Exchange`].
+    ///
+    /// The request's identity is settled here: the client's own, or a new one that the engine gets too.
     #[must_use]
-    pub fn dispatch(&self, request: Request) -> Exchange {
-        let (sender, exchange_for) = reply::channel();
-        let task = match Arc::clone(&self.inflight).try_acquire_owned() {
-            Ok(permit) => self.tasks.spawn(exchange(Arc::clone(&self.context), request, sender, permit)),
-            Err(_) => {
-                let refusal = match self.inflight.is_closed() {
-                    true => Error::stopping(),
-                    false => Error::saturated(self.context.config.max_inflight),
-                };
-                self.tasks.spawn(async move { sender.end(Err(refusal)) })
-            }
+    pub fn dispatch(&self, mut request: Request) -> Exchange {
+        let id = request.headers.entry(net::REQUEST_ID).or_insert_with(net::new_request_id).clone();
+        let (sender, exchange_for) = reply::channel(id.clone());
+        let task = if let Ok(permit) = Arc::clone(&self.inflight).try_acquire_owned() {
+            let record = Record::new(Arc::clone(&self.context), id, request.endpoint);
+            self.tasks.spawn(exchange(record, request, sender, permit))
+        } else {
+            let refusal = self.refusal();
+            self.tasks.spawn(async move { sender.end(Err(refusal)) })
         };
         exchange_for(task)
+    }
+
+    fn refusal(&self) -> Error {
+        if self.inflight.is_closed() {
+            return Error::stopping();
+        }
+        Error::saturated(self.context.config.max_inflight)
     }
 
     /// The fleet from now on. Engines that stay keep their state; those that go finish what they have.

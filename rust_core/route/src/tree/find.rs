@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::Tree;
-use super::node::{NONE, Node, common};
+use super::node::{Holder, NONE, Node, common};
 use crate::RankId;
 
 /// The ranks that hold every block so far, sorted.
@@ -40,17 +40,32 @@ impl Tree {
     /// Keeps abreast who holds the whole node. Both lists are sorted, so one walk over the two finds out.
     fn advance(&self, node: &Node, shared: usize, abreast: &mut Abreast, out: &mut Vec<(RankId, u32)>) {
         let whole = shared == node.edge.len();
-        let mut holders = node.holders.iter().peekable();
-        abreast.retain(|rank| {
-            while holders.next_if(|holder| holder.rank < *rank).is_some() {}
-            let held = holders.next_if(|holder| holder.rank == *rank).map_or(0, |holder| holder.held(self.now));
-            let goes_on = whole && held as usize == node.edge.len();
-            let blocks = node.start + at_most(held, shared);
-            if !goes_on && blocks > 0 {
-                out.push((RankId(*rank), blocks));
+        let holds_it = |holder: &Holder| whole && holder.held(self.now) as usize == shared;
+        let all_go_on = |(rank, holder): (&u32, &Holder)| *rank == holder.rank && holds_it(holder);
+        if abreast.len() == node.holders.len() && abreast.iter().zip(&node.holders).all(all_go_on) {
+            return;
+        }
+        let mut holders = &node.holders[..];
+        let mut going_on = 0;
+        for at in 0..abreast.len() {
+            let rank = abreast[at];
+            while let [first, others @ ..] = holders
+                && first.rank < rank
+            {
+                holders = others;
             }
-            goes_on
-        });
+            let holder = holders.first().filter(|holder| holder.rank == rank);
+            if holder.is_some_and(holds_it) {
+                abreast[going_on] = rank;
+                going_on += 1;
+                continue;
+            }
+            let blocks = node.start + holder.map_or(0, |holder| at_most(holder.held(self.now), shared));
+            if blocks > 0 {
+                out.push((RankId(rank), blocks));
+            }
+        }
+        abreast.truncate(going_on);
     }
 }
 

@@ -47,9 +47,10 @@ impl Names {
         self.places.remove(&name)
     }
 
-    /// Returns memory after many removals.
+    /// Returns memory after many removals. The table's own capacity does not tell: places once used count against it.
     pub(super) fn tidy(&mut self) {
-        if self.places.capacity() > 8 * self.places.len() {
+        let used = self.places.len() * size_of::<(u64, Place)>();
+        if self.places.allocation_size() > 8 * used {
             self.places.shrink_to(2 * self.places.len());
         }
     }

@@ -18,6 +18,8 @@ use crate::{Emission, Engine, Finish, Request, SeqId, SimConfig};
 
 /// Tokens after which the driver lets the replies run, if the engine waits for nothing.
 const BURST_TOKENS: usize = 1024;
+/// Later than anybody waits: a year.
+const FAR_SECONDS: f64 = 365.0 * 86_400.0;
 
 /// An engine, and who waits for it.
 #[derive(Debug)]
@@ -126,8 +128,10 @@ impl Driver {
         loop {
             match self.advance() {
                 None => self.submitted.notified().await,
-                Some(_) if self.speed == 0.0 => tokio::task::yield_now().await,
-                Some(ends) => tokio::time::sleep_until(self.real(ends)).await,
+                Some(ends) => match self.real(ends) {
+                    Some(at) if at > Instant::now() => tokio::time::sleep_until(at).await,
+                    _ => tokio::task::yield_now().await,
+                },
             }
         }
     }
@@ -163,8 +167,10 @@ impl Driver {
         nanos(self.epoch.elapsed().as_secs_f64() * self.speed * 1e9)
     }
 
-    fn real(&self, at: Nanos) -> Instant {
-        self.epoch + Duration::from_secs_f64(at as f64 / 1e9 / self.speed)
+    /// When a virtual time comes; none if nothing is waited for.
+    fn real(&self, at: Nanos) -> Option<Instant> {
+        let seconds = (at as f64 / 1e9 / self.speed).min(FAR_SECONDS);
+        (self.speed > 0.0).then(|| self.epoch + Duration::from_secs_f64(seconds))
     }
 }
 

@@ -55,9 +55,8 @@ pub(crate) async fn accept(listener: TcpListener, app: Arc<App>, mut door: watch
             },
             Some(_) = connections.join_next() => {}
             changed = door.changed() => {
-                let now = *door.borrow_and_update();
-                match now {
-                    _ if changed.is_err() => listener = None,
+                let wanted = if changed.is_ok() { *door.borrow_and_update() } else { Door::Closed };
+                match wanted {
                     Door::Open => {}
                     Door::Closed => listener = None,
                     Door::Shut { for_ms } => listener = shut(listener.take(), for_ms, &app, &mut door).await,
@@ -71,7 +70,7 @@ pub(crate) async fn accept(listener: TcpListener, app: Arc<App>, mut door: watch
 /// Refuses connections until the door opens; none if it closes for good.
 async fn shut(
     listener: Option<TcpListener>,
-    for_ms: Option<u64>,
+    mut for_ms: Option<u64>,
     app: &App,
     door: &mut watch::Receiver<Door>,
 ) -> Option<TcpListener> {
@@ -79,27 +78,29 @@ async fn shut(
     drop(listener);
     // A socket that is bound and does not listen refuses connections, and keeps the port from others.
     let reserved = reserve(addr);
-    let mut timeout = pin!(async {
-        match for_ms {
-            Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
-            None => std::future::pending().await,
-        }
-    });
     loop {
-        tokio::select! {
-            () = &mut timeout => {
+        let timeout = async {
+            match for_ms {
+                Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let wanted = tokio::select! {
+            () = timeout => {
                 app.set_fault(None);
-                break;
+                Door::Open
             }
-            changed = door.changed() => match *door.borrow_and_update() {
-                _ if changed.is_err() => return None,
-                Door::Closed => return None,
-                Door::Open => break,
-                Door::Shut { .. } => {}
+            changed = door.changed() => match changed {
+                Ok(()) => *door.borrow_and_update(),
+                Err(_) => Door::Closed,
             }
+        };
+        match wanted {
+            Door::Open => break,
+            Door::Closed => return None,
+            Door::Shut { for_ms: changed } => for_ms = changed,
         }
     }
-    door.mark_unchanged();
     reserved.and_then(|socket| socket.listen(BACKLOG)).ok()
 }
 

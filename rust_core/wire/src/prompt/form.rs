@@ -36,7 +36,7 @@ pub(super) fn read(headers: &HeaderMap, body: Bytes, config: &Config) -> Result<
         prompt.model.clone_from(model);
         prompt.body = edited.into();
     } else {
-        prompt.model = named.to_owned();
+        prompt.model = String::from(named);
     }
     Ok(prompt)
 }

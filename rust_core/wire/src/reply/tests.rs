@@ -3,7 +3,7 @@ use super::*;
 fn pair() -> (Sender, Exchange) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let task = runtime.spawn(std::future::pending::<()>()).abort_handle();
-    let (sender, exchange) = channel();
+    let (sender, exchange) = channel(HeaderValue::from_static("id"));
     (sender, exchange(task))
 }
 
