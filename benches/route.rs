@@ -3,7 +3,11 @@
 //! `cargo bench -p nebula-route --bench route`. First the tails and the memory, which are printed as they are; then
 //! criterion's means. A filter (`-- matches`) narrows the second part only.
 #![expect(clippy::print_stdout, reason = "it prints what it measured")]
-#![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers, chosen here")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers, chosen here"
+)]
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +24,7 @@ const BLOCKS: u64 = 512;
 const SYSTEM: u64 = 64;
 const TURN: u64 = 32;
 const NEVER: u64 = u64::MAX;
+const EVENT_EVERY: Duration = Duration::from_micros(50);
 
 criterion_group!(groups, keys, matches, events);
 
@@ -36,16 +41,25 @@ fn keys(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("key");
     for bytes in [4_000, 400_000] {
         let text: Vec<u8> = (0..bytes).map(|at| (at * 31 % 251) as u8).collect();
-        let scope = Scope { model: "meta-llama/Llama-3.1-8B-Instruct", cache_salt: None, block: 64, kind: KeyKind::Text };
+        let scope = Scope {
+            model: "meta-llama/Llama-3.1-8B-Instruct",
+            cache_salt: None,
+            block: 64,
+            kind: KeyKind::Text,
+        };
         group.throughput(Throughput::Bytes(bytes));
         group.bench_with_input(BenchmarkId::new("text", bytes), &text, |bench, text| {
             bench.iter(|| Chain::from_text(&scope, black_box(text), 4.0));
         });
         let tokens: Vec<u32> = (0..bytes as u32 / 4).collect();
         let scope = Scope { block: 16, kind: KeyKind::Tokens, ..scope };
-        group.bench_with_input(BenchmarkId::new("tokens", tokens.len()), &tokens, |bench, tokens| {
-            bench.iter(|| Chain::from_tokens(&scope, black_box(tokens)));
-        });
+        group.bench_with_input(
+            BenchmarkId::new("tokens", tokens.len()),
+            &tokens,
+            |bench, tokens| {
+                bench.iter(|| Chain::from_tokens(&scope, black_box(tokens)));
+            },
+        );
     }
     group.finish();
 }
@@ -85,7 +99,8 @@ fn events(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The slowest of many, with and without a writer that applies events all the time.
+/// The slowest of many: alone, beside a writer with as many events as 64 busy engines send, and beside one without a
+/// pause.
 fn tails() {
     println!("matches, {RANKS} ranks, {BLOCKS} blocks, through a RwLock; microseconds");
     println!("{:32}{:>8}{:>8}{:>8}{:>8}", "", "p50", "p99", "p99.9", "max");
@@ -93,15 +108,17 @@ fn tails() {
         let (tree, prompts) = shape();
         let tree = RwLock::new(tree);
         tail(name, &tree, &prompts);
-        let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
-        let start = now();
-        std::thread::scope(|scope| {
-            scope.spawn(|| write(&tree, &stop, &written));
-            tail(&format!("{name}, a writer beside"), &tree, &prompts);
-            stop.store(true, Ordering::Relaxed);
-        });
-        let rate = written.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
-        println!("{:32}{rate:>8.0} events/s meanwhile", "");
+        for pause in [EVENT_EVERY, Duration::ZERO] {
+            let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+            let start = now();
+            std::thread::scope(|scope| {
+                scope.spawn(|| write(&tree, pause, &stop, &written));
+                tail("  beside a writer", &tree, &prompts);
+                stop.store(true, Ordering::Relaxed);
+            });
+            let rate = written.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+            println!("{:32}{rate:>8.0} events/s, {:.0} blocks/s", "  of", rate * TURN as f64 / 2.0);
+        }
     }
 }
 
@@ -118,16 +135,21 @@ fn tail(name: &str, tree: &RwLock<Tree>, prompts: &[Vec<u64>]) {
     }
     let mut taken: Vec<Duration> = (0..200_000).map(once).collect();
     taken.sort_unstable();
-    let micros = |share: f64| taken[((taken.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1e3;
+    let micros =
+        |share: f64| taken[((taken.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1e3;
     let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(micros);
     println!("{name:32}{p50:>8.2}{p99:>8.2}{p999:>8.2}{max:>8.1}");
 }
 
-fn write(tree: &RwLock<Tree>, stop: &AtomicBool, written: &AtomicU64) {
+fn write(tree: &RwLock<Tree>, pause: Duration, stop: &AtomicBool, written: &AtomicU64) {
     let mut turn = 2_000_000;
     while !stop.load(Ordering::Relaxed) {
         turn += 1;
         for event in life(turn) {
+            let before = now();
+            while before.elapsed() < pause {
+                std::hint::spin_loop();
+            }
             tree.write().apply(RankId(turn as u32 % RANKS), &event);
             written.fetch_add(1, Ordering::Relaxed);
         }
@@ -161,8 +183,12 @@ fn memory() {
 
 type Shape = fn() -> (Tree, Vec<Vec<u64>>);
 
-const SHAPES: [(&str, Shape); 4] =
-    [("one chain", one_chain), ("turns", turns), ("conversations", conversations), ("a fork at every block", forks)];
+const SHAPES: [(&str, Shape); 4] = [
+    ("one chain", one_chain),
+    ("turns", turns),
+    ("conversations", conversations),
+    ("a fork at every block", forks),
+];
 
 /// Every rank holds the same chain.
 fn one_chain() -> (Tree, Vec<Vec<u64>>) {
@@ -232,7 +258,9 @@ fn converse(tree: &mut Tree, rank: RankId, user: u64, turn: u64, exact: bool) {
 }
 
 fn store(tree: &mut Tree, rank: RankId, prompt: &[u64], blocks: std::ops::Range<usize>, user: u64) {
-    let local = |at: usize| if (at as u64) < SYSTEM { at as u64 } else { (user + 1) << 32 | (at as u64 - SYSTEM) };
+    let local = |at: usize| {
+        if (at as u64) < SYSTEM { at as u64 } else { (user + 1) << 32 | (at as u64 - SYSTEM) }
+    };
     let event = Event::Stored {
         engine_hashes: prompt[blocks.clone()].to_vec(),
         parent: blocks.start.checked_sub(1).map(|at| prompt[at]),

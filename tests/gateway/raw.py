@@ -27,9 +27,9 @@ class Client:
         """A request with a body of known length."""
         await self.send(head(path, f"content-length: {len(body)}", *headers) + body)
 
-    async def reply(self) -> Reply:
-        """The next reply, as far as it came: ``done`` says whether it is whole."""
-        reply, data = Reply(), b""
+    async def reply(self, reply: Reply | None = None) -> Reply:
+        """The next reply, or the rest of one, as far as it came: ``done`` says whether it is whole."""
+        reply, data = reply or Reply(), b""
         with suppress(ConnectionError):
             while not reply.done and (more := await self.read()):
                 data = (data + more).removeprefix(CONTINUE)
@@ -38,6 +38,15 @@ class Client:
                     data = b""
         if not reply.done:
             reply.close()
+        return reply
+
+    async def begun(self, *, after: bytes) -> Reply:
+        """A reply whose body so far ends in ``after``."""
+        reply = Reply()
+        while not reply.body.endswith(after):
+            data = await self.read()
+            assert data, f"the connection ended after {bytes(reply.body)!r}"
+            reply.feed(data)
         return reply
 
     async def read(self, most: int = 65_536) -> bytes:

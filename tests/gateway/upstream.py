@@ -102,23 +102,22 @@ class Upstream:
     reads_body: bool = True
     seen: list[Seen] = field(default_factory=list)
     """Requests for a reply, without probes."""
+    url: str = ""
     _server: asyncio.Server | None = None
     _lines: set["asyncio.Task[None]"] = field(default_factory=set)
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = "http://{}:{}".format(*self._server.sockets[0].getsockname())
 
     async def stop(self) -> None:
-        assert self._server is not None
+        if self._server is None:
+            return
         self._server.close()
+        self._server = None
         for line in self._lines:
             line.cancel()
         await asyncio.gather(*self._lines, return_exceptions=True)
-
-    @property
-    def url(self) -> str:
-        assert self._server is not None
-        return "http://{}:{}".format(*self._server.sockets[0].getsockname())
 
     @property
     def name(self) -> str:

@@ -38,9 +38,9 @@ class Admin:
         return [
             Route("/admin/engines", self._guarded(self._list), methods=["GET"]),
             Route("/admin/engines", self._guarded(self._add), methods=["POST"]),
-            Route("/admin/engines/{name}", self._guarded(self._remove), methods=["DELETE"]),
-            Route("/admin/engines/{name}/drain", self._guarded(self._drain), methods=["POST"]),
-            Route("/admin/engines/{name}/resume", self._guarded(self._resume), methods=["POST"]),
+            Route("/admin/engines/{name:path}", self._guarded(self._remove), methods=["DELETE"]),
+            Route("/admin/engines/{name:path}/drain", self._guarded(self._drain), methods=["POST"]),
+            Route("/admin/engines/{name:path}/resume", self._guarded(self._resume), methods=["POST"]),
         ]
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -61,8 +61,11 @@ class Admin:
     async def _add(self, request: Request) -> Response:
         engine = _engine(await request.body())
         specs = self._specs()
-        if any(spec["name"] == engine["name"] for spec in specs):
-            raise HTTPException(409, f"there is an engine `{engine['name']}` already; remove it or use another name")
+        for spec in specs:
+            if spec["name"] == engine["name"]:
+                raise HTTPException(409, f"there is an engine `{spec['name']}` already; remove it or use another name")
+            if spec["url"] == engine["url"]:
+                raise HTTPException(409, f"the engine `{spec['name']}` has the URL {spec['url']} already")
         self._core.set_engines([*specs, engine])
         return _json(engine, 201)
 

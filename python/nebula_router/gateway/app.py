@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ from nebula_router import __version__
 from nebula_router.core import PATHS
 from nebula_router.gateway.admin import Admin
 from nebula_router.gateway.auth import NEEDS_KEY, Keys
-from nebula_router.gateway.errors import error_body
+from nebula_router.gateway.errors import FAULT, error_body
 from nebula_router.gateway.openai import Proxy
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from nebula_router.config import Settings
     from nebula_router.core import Core
 
+_LOG: Final = logging.getLogger(__name__)
 _METRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -132,6 +134,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return Response(error_body(error.status_code, message), error.status_code, headers, "application/json")
 
 
-async def _unexpected_error(_: Request, __: Exception) -> Response:
-    # The traceback is in the log; the client learns no more than that it is not to blame.
-    return Response(error_body(500, "the gateway failed on this request"), 500, media_type="application/json")
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    _LOG.error("%s %s", FAULT, request.url.path, exc_info=error)
+    return Response(error_body(500, FAULT), 500, media_type="application/json")

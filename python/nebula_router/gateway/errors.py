@@ -9,6 +9,9 @@ import orjson
 if TYPE_CHECKING:
     from starlette.types import Send
 
+FAULT: Final = "the gateway failed on this request"
+"""All that a client learns of a fault of this program; the traceback is in the log."""
+
 _TYPES: Final = {
     400: "BadRequestError",
     401: "AuthenticationError",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nebula_router.config import MB
 from nebula_router.core import ClientLeft, NebulaError
 from nebula_router.gateway.auth import NEEDS_KEY, Keys, without_authorization
-from nebula_router.gateway.errors import error_body, send_error
+from nebula_router.gateway.errors import FAULT, error_body, send_error
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from nebula_router.config import Settings
     from nebula_router.core import Core, Part, Reply
+
+_LOG: Final = logging.getLogger(__name__)
 
 WATCH_AFTER_S: Final = 0.02
 """From this age on a request's client is watched. Most short requests end before, and the watch costs a task."""
@@ -69,8 +72,14 @@ class Proxy:
             await refuse_unread(receive, send, 413, error_body(413, limit), (b"connection", b"close"))
         except ValueError as error:
             await send_error(send, 400, error_body(400, str(error)))
-        except ClientLeft:
+        except (ClientLeft, asyncio.CancelledError):
             pass
+        except NebulaError:
+            # The server closes the connection short of the promised length: the client sees the break.
+            raise
+        except Exception:
+            _LOG.exception("%s %s", FAULT, scope["path"])
+            await send_error(send, 500, error_body(500, FAULT))
         finally:
             self.active -= 1
             if self._idle is not None and not self.active:
@@ -99,9 +108,10 @@ class Proxy:
                 part = await reply.part()
             except NebulaError as error:
                 if not events:
-                    # The server then closes the connection short of the promised length: the client sees the break.
                     raise
-                frame = b"data: " + error.body + b"\n\n"
+                # A torn event is ended first, so that the error is one of its own.
+                torn = b"" if part.body.endswith(b"\n\n") else b"\n\n"
+                frame = torn + b"data: " + error.body + b"\n\n"
                 return await send({"type": "http.response.body", "body": frame, "more_body": False})
         return await send({"type": "http.response.body", "body": part.body, "more_body": False})
 
@@ -109,20 +119,23 @@ class Proxy:
 class Watch:
     """Stops the engine's work as soon as nobody waits for it any more."""
 
-    __slots__ = ("_receive", "_reply", "_task", "_timer")
+    __slots__ = ("_receive", "_reply", "_request", "_task", "_timer")
 
     def __init__(self, reply: Reply, receive: Receive) -> None:
         """Begin once the request is `WATCH_AFTER_S` old."""
         self._reply = reply
         self._receive = receive
+        self._request = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
         self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
 
     def stop(self) -> None:
         """End the watch; the request is over."""
         self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        # Let go of it: a cancelled task's traceback holds this object, and a ring of the two waits for the collector.
+        task, self._task, self._request = self._task, None, None
+        if task is not None:
+            task.cancel()
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._cancel_when_gone())
@@ -131,6 +144,9 @@ class Watch:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._reply.cancel()
+        # The server never takes what is left for a client that stopped reading before it left.
+        if self._request is not None:
+            self._request.cancel()
 
 
 async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes:

@@ -77,8 +77,8 @@ impl Core {
 
     /// The fleet from now on, as JSON: a list of engine specs.
     fn set_engines(&self, py: Python<'_>, engines: &[u8]) -> PyResult<()> {
-        let engines: Vec<EngineSpec> =
-            serde_json::from_slice(engines).map_err(|cause| invalid(&format!("engines: {cause}")))?;
+        let engines: Vec<EngineSpec> = serde_json::from_slice(engines)
+            .map_err(|cause| invalid(&format!("engines: {cause}")))?;
         self.wire.set_engines(engines).map_err(|error| to_python(py, &error))
     }
 
@@ -89,14 +89,16 @@ impl Core {
 
     /// The engines with their state, load and facts, as JSON.
     fn engines<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let views: Vec<_> = self.wire.router().engines().iter().map(|engine| engine.view()).collect();
+        let views: Vec<_> =
+            self.wire.router().engines().iter().map(|engine| engine.view()).collect();
         let json = serde_json::to_vec(&views).map_err(|cause| invalid(&cause.to_string()))?;
         Ok(PyBytes::new(py, &json))
     }
 
     /// The union of the engines' models, as JSON: each model's own card.
     fn models<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let cards: Vec<String> = self.wire.router().models().into_iter().map(|model| model.raw).collect();
+        let cards: Vec<String> =
+            self.wire.router().models().into_iter().map(|model| model.raw).collect();
         PyBytes::new(py, format!("[{}]", cards.join(",")).as_bytes())
     }
 
@@ -132,7 +134,8 @@ fn headers_from_python(pairs: &Bound<'_, PyAny>) -> PyResult<HeaderMap> {
     for pair in pairs.try_iter()? {
         let pair = pair?;
         let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
-        let (name, value) = (name.cast::<PyBytes>()?.as_bytes(), value.cast::<PyBytes>()?.as_bytes());
+        let (name, value) =
+            (name.cast::<PyBytes>()?.as_bytes(), value.cast::<PyBytes>()?.as_bytes());
         let parsed = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
         let (Ok(name), Ok(value)) = parsed else {
             let name = String::from_utf8_lossy(name);

@@ -29,7 +29,9 @@ pub(crate) fn to_python(py: Python<'_>, error: &Error) -> PyErr {
 /// Errors of the fleet's administration: always the caller's input.
 pub(crate) fn route_to_python(py: Python<'_>, error: RouteError) -> PyErr {
     match error {
-        RouteError::UnknownModel { .. } | RouteError::NoEngine { .. } => to_python(py, &error.into()),
+        RouteError::UnknownModel { .. } | RouteError::NoEngine { .. } => {
+            to_python(py, &error.into())
+        }
         other => invalid(&other.to_string()),
     }
 }

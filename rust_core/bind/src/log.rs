@@ -41,7 +41,8 @@ struct State {
 /// Starts the log of this process: `format` is `text` or `json`, `level` one of tracing's level names.
 #[pyfunction]
 pub(crate) fn start_log(format: &str, level: &str) -> PyResult<Log> {
-    let filter = EnvFilter::try_new(level).map_err(|cause| invalid(&format!("log_level {level}: {cause}")))?;
+    let filter = EnvFilter::try_new(level)
+        .map_err(|cause| invalid(&format!("log_level {level}: {cause}")))?;
     let lines = Arc::new(Lines::default());
     let writer = Arc::clone(&lines);
     let log = tracing_subscriber::fmt()
@@ -54,7 +55,8 @@ pub(crate) fn start_log(format: &str, level: &str) -> PyResult<Log> {
     };
     started.map_err(|_| invalid("the log of this process was started before"))?;
     let written = Arc::clone(&lines);
-    let thread = std::thread::Builder::new().name("nebula-log".to_owned()).spawn(move || written.write())?;
+    let thread =
+        std::thread::Builder::new().name("nebula-log".to_owned()).spawn(move || written.write())?;
     Ok(Log { lines, thread: Mutex::new(Some(thread)) })
 }
 
@@ -88,7 +90,10 @@ impl Lines {
                 std::mem::take(&mut state.left_out)
             };
             if left_out > 0 {
-                batch.extend_from_slice(format!("{left_out} log lines were left out: standard error is too slow\n").as_bytes());
+                batch.extend_from_slice(
+                    format!("{left_out} log lines were left out: standard error is too slow\n")
+                        .as_bytes(),
+                );
             }
             // Nobody is left to tell if standard error is gone.
             let _ = io::stderr().write_all(&batch);

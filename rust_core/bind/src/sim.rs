@@ -45,16 +45,18 @@ impl Sim {
 impl Sim {
     fn start(config: nebula_sim::SimConfig) -> PyResult<Sim> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let server = runtime.block_on(Server::start(config)).map_err(|cause| invalid(&cause.to_string()))?;
+        let server =
+            runtime.block_on(Server::start(config)).map_err(|cause| invalid(&cause.to_string()))?;
         let addr = server.addr();
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("nebula-sim".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                // A dropped sender stops it as well.
-                let _ = stopped.await;
-                server.stop().await;
-            });
-        })?;
+        let thread =
+            std::thread::Builder::new().name("nebula-sim".to_owned()).spawn(move || {
+                runtime.block_on(async {
+                    // A dropped sender stops it as well.
+                    let _ = stopped.await;
+                    server.stop().await;
+                });
+            })?;
         Ok(Sim { addr, stop: Mutex::new(Some((stop, thread))) })
     }
 }

@@ -1,9 +1,9 @@
 //! The key of a prompt: one rolling hash per full block.
 //!
-//! `seed = xxh3(kind, block, model, salt)`, `local[i] = xxh3(bytes of block i)`,
-//! `chain[i] = xxh3(chain[i-1], local[i])` with `chain[-1] = seed`; every integer is little endian. A chain hash therefore
-//! stands for the block *and all before it*: equal hashes mean equal prefixes of the same model, salt and block size.
-//! `tests/test_block.py` holds the same rule in Python; the two agree bit for bit.
+//! `seed = xxh3(kind, block, model, salt)`, `local[i] = xxh3(bytes of block i)`, `chain[i] = xxh3(chain[i-1],
+//! local[i])` with `chain[-1] = seed`; every integer is little endian. A chain hash therefore stands for the block *and
+//! all before it*: equal hashes mean equal prefixes of the same model, salt and block size. `tests/test_block.py` holds
+//! the same rule in Python; the two agree bit for bit.
 
 use smallvec::{SmallVec, smallvec};
 use xxhash_rust::xxh3::xxh3_64;
@@ -110,11 +110,7 @@ impl Chain {
     /// A prompt of which only the length is known: it shares no block with any other.
     #[must_use]
     pub fn empty(prompt_tokens: u32) -> Chain {
-        Chain {
-            hashes: Vec::new(),
-            tokens_per_block: 0.0,
-            prompt_tokens,
-        }
+        Chain { hashes: Vec::new(), tokens_per_block: 0.0, prompt_tokens }
     }
 
     /// One hash per full block, each over the block and all before it.
@@ -164,7 +160,11 @@ fn saturated(len: usize) -> u32 {
 }
 
 /// The nearest whole number of tokens, at most `u32::MAX`.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is what is meant")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, which is what is meant"
+)]
 fn rounded(tokens: f64) -> u32 {
     tokens.round() as u32
 }

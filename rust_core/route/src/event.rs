@@ -14,7 +14,8 @@ pub enum Event {
         parent: Option<u64>,
         /// [`crate::block::Scope::seed`] of the chain; read only where `parent` is `None`.
         seed: u64,
-        /// [`crate::block::local`] of each block, in order. Where the two lists differ in length the shorter one counts.
+        /// [`crate::block::local`] of each block, in order. Where the two lists differ in length the shorter one
+        /// counts.
         locals: Vec<u64>,
     },
     /// Blocks left the cache.

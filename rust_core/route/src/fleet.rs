@@ -142,7 +142,9 @@ impl Engine {
             name: self.spec.name.clone(),
             url: self.spec.url.clone(),
             status: self.status(),
-            models: facts.map_or_else(Vec::new, |facts| facts.models.iter().map(|model| model.id.clone()).collect()),
+            models: facts.map_or_else(Vec::new, |facts| {
+                facts.models.iter().map(|model| model.id.clone()).collect()
+            }),
             ranks: self.loads(),
             block_size: facts.and_then(|facts| facts.block_size),
             kv_blocks: facts.and_then(|facts| facts.kv_blocks),
@@ -206,7 +208,9 @@ fn encode(health: &Health) -> u64 {
     match health.standing(0) {
         Standing::Ready => READY,
         Standing::Unknown => UNKNOWN,
-        Standing::Trial | Standing::Closed => health.trial_at().map_or(CLOSED, |at| at.max(UNKNOWN + 1)),
+        Standing::Trial | Standing::Closed => {
+            health.trial_at().map_or(CLOSED, |at| at.max(UNKNOWN + 1))
+        }
     }
 }
 
@@ -217,7 +221,11 @@ impl Fleet {
     ///
     /// # Errors
     /// Two engines of one name, no rank, or a URL that is none.
-    pub(crate) fn replaced(&self, specs: Vec<EngineSpec>, next: &mut NextIds) -> Result<Fleet, Error> {
+    pub(crate) fn replaced(
+        &self,
+        specs: Vec<EngineSpec>,
+        next: &mut NextIds,
+    ) -> Result<Fleet, Error> {
         check(&specs)?;
         let engines = specs.into_iter().map(|spec| {
             let kept = self.engines.iter().find(|engine| engine.spec == spec);
@@ -259,7 +267,13 @@ impl Fleet {
     }
 
     pub(crate) fn find(&self, name: &str) -> Result<&Arc<Engine>, Error> {
-        let known = || self.engines.iter().map(|engine| engine.spec.name.as_str()).collect::<Vec<_>>().join(", ");
+        let known = || {
+            self.engines
+                .iter()
+                .map(|engine| engine.spec.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         self.engines
             .iter()
             .find(|engine| engine.spec.name == name)
@@ -287,7 +301,8 @@ impl Fleet {
 
 fn check(specs: &[EngineSpec]) -> Result<(), Error> {
     for (index, spec) in specs.iter().enumerate() {
-        let bad = |why: &str| Err(Error::BadEngine { name: spec.name.clone(), why: why.to_owned() });
+        let bad =
+            |why: &str| Err(Error::BadEngine { name: spec.name.clone(), why: why.to_owned() });
         if specs[..index].iter().any(|other| other.name == spec.name) {
             return bad("this name occurs twice; names must differ");
         }

@@ -76,7 +76,9 @@ enum State {
     Unknown,
     Ready,
     /// Left alone; from `trial_at` on one request may try.
-    Down { trial_at: Millis },
+    Down {
+        trial_at: Millis,
+    },
 }
 
 /// How willingly a request is sent to an engine: the best class that has a candidate is used.
@@ -141,7 +143,9 @@ impl Health {
                 self.failures = 0;
                 self.state = State::Ready;
             }
-            Outcome::ConnectFailed | Outcome::Reset | Outcome::DiedMidStream => self.down(config, now),
+            Outcome::ConnectFailed | Outcome::Reset | Outcome::DiedMidStream => {
+                self.down(config, now)
+            }
             Outcome::Timeout | Outcome::ServerError => {
                 self.failures += 1;
                 if self.failures >= config.breaker_failures {

@@ -90,10 +90,16 @@ mod tests {
     fn prefill_goes_at_the_first_byte_and_the_rest_at_the_end() {
         let ledger = Arc::new(Ledger::default());
         let guard = ledger.book(100, 400);
-        assert_eq!(ledger.load(), Load { prefill_tokens: 100, resident_tokens: 400, running: 1, kv_usage: 0.0 });
+        assert_eq!(
+            ledger.load(),
+            Load { prefill_tokens: 100, resident_tokens: 400, running: 1, kv_usage: 0.0 }
+        );
         guard.first_byte();
         guard.first_byte();
-        assert_eq!(ledger.load(), Load { prefill_tokens: 0, resident_tokens: 400, running: 1, kv_usage: 0.0 });
+        assert_eq!(
+            ledger.load(),
+            Load { prefill_tokens: 0, resident_tokens: 400, running: 1, kv_usage: 0.0 }
+        );
         drop(guard);
         assert_eq!(ledger.load(), Load::default());
     }

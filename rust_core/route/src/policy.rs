@@ -9,7 +9,8 @@ use crate::fleet::Engine;
 use crate::{Error, Load, Terms, pick};
 
 /// The policies' names, the default first.
-pub const POLICIES: [&str; 6] = ["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"];
+pub const POLICIES: [&str; 6] =
+    ["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"];
 
 /// How an engine is chosen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -12,8 +12,8 @@ use crate::policy::Candidate;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tree::{Tree, TreeStats};
 use crate::{
-    Chain, Config, Engine, EngineId, EngineSpec, Error, Event, Facts, Guard, Millis, ModelFact, Outcome, Policy, Probe,
-    RankId, Status, Swap, Terms, cost,
+    Chain, Config, Engine, EngineId, EngineSpec, Error, Event, Facts, Guard, Millis, ModelFact,
+    Outcome, Policy, Probe, RankId, Status, Swap, Terms, cost,
 };
 
 /// The brain of a gateway: fleet, index, books, policy.
@@ -101,7 +101,8 @@ impl Router {
         }
         for candidate in &mut candidates {
             let prompt_tokens = query.chain.prompt_tokens();
-            candidate.terms = cost::price(&self.config, &candidate.load, prompt_tokens, candidate.overlap_tokens);
+            candidate.terms =
+                cost::price(&self.config, &candidate.load, prompt_tokens, candidate.overlap_tokens);
         }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let chosen = self.policy.choose(&candidates, query.session, turn, &mut self.rng.lock());
@@ -118,7 +119,8 @@ impl Router {
         let before = self.fleet.load();
         let after = before.replaced(specs, &mut next_ids)?;
         let stays = |engine: &Engine| after.engines().iter().any(|other| other.id() == engine.id());
-        let gone: Vec<_> = before.engines().iter().filter(|engine| !stays(engine)).cloned().collect();
+        let gone: Vec<_> =
+            before.engines().iter().filter(|engine| !stays(engine)).cloned().collect();
         self.fleet.store(after);
         for engine in &gone {
             self.forget(engine);
@@ -160,12 +162,16 @@ impl Router {
 
     /// How a request went.
     pub fn note(&self, engine: &Engine, outcome: Outcome, now: Millis) {
-        self.unless_gone(engine, outcome == Outcome::ConnectFailed, || engine.note(outcome, &self.config, now));
+        self.unless_gone(engine, outcome == Outcome::ConnectFailed, || {
+            engine.note(outcome, &self.config, now)
+        });
     }
 
     /// What a health probe found.
     pub fn probe(&self, engine: &Engine, probe: Probe, now: Millis) {
-        self.unless_gone(engine, probe == Probe::Unreachable, || engine.probe(probe, &self.config, now));
+        self.unless_gone(engine, probe == Probe::Unreachable, || {
+            engine.probe(probe, &self.config, now)
+        });
     }
 
     /// What an engine says of the blocks of one of its ranks.
@@ -192,14 +198,21 @@ impl Router {
     }
 
     /// The ranks of the best standing that any engine of the model has.
-    fn candidates<'f>(&self, fleet: &'f Fleet, query: &Query<'_>, now: Millis) -> Result<Candidates<'f>, Error> {
+    fn candidates<'f>(
+        &self,
+        fleet: &'f Fleet,
+        query: &Query<'_>,
+        now: Millis,
+    ) -> Result<Candidates<'f>, Error> {
         let engines = fleet.serving(query.model);
         if engines.is_empty() {
             return Err(unknown(fleet, query.model));
         }
         let open = |engine: &&Arc<Engine>| !query.excluded.contains(&engine.id());
         let best = engines.iter().filter(open).map(|engine| engine.standing(now)).min();
-        let best = best.filter(|best| *best != Standing::Closed).ok_or_else(|| none_can(fleet, query.model))?;
+        let best = best
+            .filter(|best| *best != Standing::Closed)
+            .ok_or_else(|| none_can(fleet, query.model))?;
         let mut candidates = Candidates::new();
         for engine in engines.iter().filter(open).filter(|engine| engine.standing(now) == best) {
             if best == Standing::Trial {
@@ -233,7 +246,13 @@ impl Router {
         }
     }
 
-    fn book(&self, chosen: &Candidate<'_>, chain: &Chain, candidates: usize, now: Millis) -> Choice {
+    fn book(
+        &self,
+        chosen: &Candidate<'_>,
+        chain: &Chain,
+        candidates: usize,
+        now: Millis,
+    ) -> Choice {
         let prompt_tokens = chain.prompt_tokens();
         let prefill = u64::from(prompt_tokens.saturating_sub(chosen.overlap_tokens));
         let guard = chosen.engine.ledger(chosen.rank_index).book(prefill, prompt_tokens.into());

@@ -1,12 +1,13 @@
 //! The index: which rank holds which blocks.
 //!
-//! A radix tree with compressed edges. A node is a run of blocks that was so far always followed as a whole, with the ranks
-//! that hold it and how many of its leading blocks each one holds; what differs in the middle splits it. One tree serves
-//! all models, whose chains differ from the first hash on.
+//! A radix tree with compressed edges. A node is a run of blocks that was so far always followed as a whole, with the
+//! ranks that hold it and how many of its leading blocks each one holds; what differs in the middle splits it. One tree
+//! serves all models, whose chains differ from the first hash on.
 //!
-//! Two kinds of claim, kept apart per rank and node: *exact* ones follow the engine's events, *routed* ones are what was sent
-//! to a rank and count until their time is up. A block is held while either stands. Only routed claims are evicted, least
-//! recently used first; where the exact ones alone fill the bound, further events are refused and counted.
+//! Two kinds of claim, kept apart per rank and node: *exact* ones follow the engine's events, *routed* ones are what
+//! was sent to a rank and count until their time is up. A block is held while either stands. Only routed claims are
+//! evicted, least recently used first; where the exact ones alone fill the bound, further events are refused and
+//! counted.
 //!
 //! ```text
 //! node    an edge and its holders          find   chain -> ranks and blocks (reads)
@@ -36,7 +37,8 @@ use crate::{Millis, RankId};
 
 /// Which rank holds how many leading blocks of a chain.
 ///
-/// No lock inside: every method is one small step, so a caller that shares the tree holds its lock for one of them at a time.
+/// No lock inside: every method is one small step, so a caller that shares the tree holds its lock for one of them at a
+/// time.
 #[derive(Debug)]
 pub struct Tree {
     arena: Arena,

@@ -67,7 +67,9 @@ impl Model {
         let held = self.ranks.entry(rank).or_default();
         match event {
             Event::Stored { engine_hashes, parent, seed, locals } => {
-                let before = |held: &Held| parent.map_or(Some(*seed), |parent| held.names.get(&parent).copied());
+                let before = |held: &Held| {
+                    parent.map_or(Some(*seed), |parent| held.names.get(&parent).copied())
+                };
                 let blocks = engine_hashes.len().min(locals.len());
                 let Some(first) = before(held) else {
                     return Applied { orphans: blocks as u64, ..applied };
@@ -113,18 +115,25 @@ impl Model {
 
     fn matches(&self, chain: &[u64]) -> Vec<(RankId, u32)> {
         let whole = u32::try_from(chain.len()).unwrap_or(u32::MAX);
-        let blocks = |held: &Held| (0..).zip(chain).find(|(_, hash)| !held.holds(**hash)).map_or(whole, |(blocks, _)| blocks);
+        let blocks = |held: &Held| {
+            (0..)
+                .zip(chain)
+                .find(|(_, hash)| !held.holds(**hash))
+                .map_or(whole, |(blocks, _)| blocks)
+        };
         let all = self.ranks.iter().map(|(rank, held)| (RankId(*rank), blocks(held)));
         all.filter(|(_, blocks)| *blocks > 0).collect()
     }
 
     fn blocks(&self) -> usize {
-        let all = |held: &Held| held.exact.iter().chain(held.routed.keys()).collect::<HashSet<_>>().len();
+        let all =
+            |held: &Held| held.exact.iter().chain(held.routed.keys()).collect::<HashSet<_>>().len();
         self.ranks.values().map(all).sum()
     }
 
     fn names(&self, rank: u32) -> Vec<u64> {
-        let mut names: Vec<u64> = self.ranks.get(&rank).into_iter().flat_map(|held| held.names.keys().copied()).collect();
+        let mut names: Vec<u64> =
+            self.ranks.get(&rank).into_iter().flat_map(|held| held.names.keys().copied()).collect();
         names.sort_unstable();
         names
     }
@@ -201,11 +210,15 @@ fn any_event(names: Vec<u64>) -> BoxedStrategy<Event> {
     .boxed()
 }
 
-/// Names as engines give them, the same for the same blocks; or, one time in four, any: twice, elsewhere, its own parent's.
+/// Names as engines give them, the same for the same blocks; or, one time in four, any: twice, elsewhere, its own
+/// parent's.
 fn stored((parent, seed, locals, how, any): (Option<u64>, u64, Vec<u64>, u8, Vec<u64>)) -> Event {
     let engine_hashes = match how % 4 {
         0 => any,
-        variant => chain(parent.unwrap_or(seed), &locals).iter().map(|hash| hash ^ u64::from(variant == 1)).collect(),
+        variant => chain(parent.unwrap_or(seed), &locals)
+            .iter()
+            .map(|hash| hash ^ u64::from(variant == 1))
+            .collect(),
     };
     Event::Stored { engine_hashes, parent, seed, locals }
 }
@@ -243,7 +256,11 @@ impl StateMachineTest for Machine {
     fn teardown((mut tree, mut model): (Tree, Model), _: Model) {
         tree.expire(Millis::MAX);
         model.step(&Step::Expire(Millis::MAX));
-        assert_eq!(tree.stats().blocks, model.blocks() as u64, "only exact claims are left, one by one");
+        assert_eq!(
+            tree.stats().blocks,
+            model.blocks() as u64,
+            "only exact claims are left, one by one"
+        );
         for rank in 0..RANKS {
             let engine_hashes = model.names(rank);
             let blocks = engine_hashes.len() as u64;

@@ -86,19 +86,13 @@ impl KvCache {
     /// # Cost
     /// One look-up per block found.
     pub fn find<'a>(&'a self, chain: &'a [BlockHash]) -> impl Iterator<Item = BlockId> + 'a {
-        chain
-            .iter()
-            .map_while(|hash| self.by_hash.get(hash))
-            .map(|holders| BlockId(holders[0]))
+        chain.iter().map_while(|hash| self.by_hash.get(hash)).map(|holders| BlockId(holders[0]))
     }
 
     /// True if `fresh` blocks can be allocated after `hits` are taken into use.
     #[must_use]
     pub fn fits(&self, hits: &[BlockId], fresh: u32) -> bool {
-        let revived = hits
-            .iter()
-            .filter(|hit| self.slots[hit.0 as usize].users == 0)
-            .count();
+        let revived = hits.iter().filter(|hit| self.slots[hit.0 as usize].users == 0).count();
         u64::from(fresh) + revived as u64 <= u64::from(self.free)
     }
 

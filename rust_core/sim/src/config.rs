@@ -44,12 +44,7 @@ impl SimConfig {
     /// # Errors
     /// [`Error::Config`] names the first field that no engine could serve with.
     pub fn check(&self) -> Result<(), Error> {
-        let refuse = |field, reason: &str| {
-            Err(Error::Config {
-                field,
-                reason: reason.to_owned(),
-            })
-        };
+        let refuse = |field, reason: &str| Err(Error::Config { field, reason: reason.to_owned() });
         if self.model.is_empty() {
             return refuse("model", "must not be empty");
         }

@@ -140,12 +140,7 @@ impl Engine {
                 stats.end(seq, seq.finish, now);
             }
             let cached = seq.cached.unwrap_or(0);
-            out.push(Emission {
-                id: seq.id,
-                produced: seq.produced(),
-                cached,
-                finished,
-            });
+            out.push(Emission { id: seq.id, produced: seq.produced(), cached, finished });
             finished
         });
     }

@@ -84,9 +84,8 @@ impl Wish {
             for_ms: None,
         };
         for part in parts {
-            let (name, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` is not name=value"))?;
+            let (name, value) =
+                part.split_once('=').ok_or_else(|| format!("`{part}` is not name=value"))?;
             let bad = || format!("`{value}` is no value of {name}");
             match name {
                 "after_chunks" => wish.after_chunks = Some(value.parse().or(Err(bad()))?),
@@ -106,19 +105,13 @@ impl Wish {
         let after_chunks = self.after_chunks.unwrap_or(1);
         let effect = match self.kind.as_str() {
             "none" => return Ok(None),
-            "refuse" => Effect::Refuse {
-                for_ms: self.for_ms,
-            },
+            "refuse" => Effect::Refuse { for_ms: self.for_ms },
             "reset" => Effect::Reset,
             "die_mid_stream" => Effect::DieMidStream { after_chunks },
             "hang" => Effect::Hang,
             "hang_mid_stream" => Effect::HangMidStream { after_chunks },
-            "slow" => Effect::Slow {
-                factor: self.factor.unwrap_or(10.0),
-            },
-            "status" => Effect::Status {
-                status: self.status.unwrap_or(503),
-            },
+            "slow" => Effect::Slow { factor: self.factor.unwrap_or(10.0) },
+            "status" => Effect::Status { status: self.status.unwrap_or(503) },
             other => return Err(format!("unknown fault kind `{other}`; known are {KINDS}")),
         };
         match effect {
@@ -128,10 +121,7 @@ impl Wish {
             Effect::Status { status } if !(400..600).contains(&status) => {
                 Err("status must be 400 to 599".to_owned())
             }
-            effect => Ok(Some(Fault {
-                effect,
-                count: self.count,
-            })),
+            effect => Ok(Some(Fault { effect, count: self.count })),
         }
     }
 }
@@ -143,10 +133,7 @@ impl Faults {
     pub fn set(&mut self, fault: Option<Fault>) -> f64 {
         self.standing = fault.filter(|fault| fault.count != Some(0));
         match self.standing {
-            Some(Fault {
-                effect: Effect::Slow { factor },
-                count: None,
-            }) => factor,
+            Some(Fault { effect: Effect::Slow { factor }, count: None }) => factor,
             _ => 1.0,
         }
     }

@@ -26,9 +26,7 @@ impl Reply {
     /// The reply to `prompt`.
     #[must_use]
     pub fn to(prompt: &[u32]) -> Reply {
-        Reply {
-            seed: crate::hash::block_hash(0, prompt),
-        }
+        Reply { seed: crate::hash::block_hash(0, prompt) }
     }
 
     /// Its text number `index`, one token long.

@@ -143,8 +143,7 @@ impl Scheduler {
                 return;
             };
             self.hits.clear();
-            self.hits
-                .extend(self.cache.find(seq.hittable(self.block_size)));
+            self.hits.extend(self.cache.find(seq.hittable(self.block_size)));
             let missing = blocks_missing(self.hits.len(), seq.len(), self.block_size);
             // The whole prompt must fit, though only a chunk of it is placed now.
             let Some(mut seq) = self.admit(missing) else {
@@ -193,7 +192,5 @@ fn schedule(seq: &mut Sequence, tokens: u32, plan: &mut Plan, budget: &mut u32) 
 
 /// Blocks to add to `have` so that `tokens` have a place.
 fn blocks_missing(have: usize, tokens: u32, block_size: u32) -> u32 {
-    tokens
-        .div_ceil(block_size)
-        .saturating_sub(u32::try_from(have).unwrap_or(u32::MAX))
+    tokens.div_ceil(block_size).saturating_sub(u32::try_from(have).unwrap_or(u32::MAX))
 }

@@ -56,10 +56,7 @@ impl Server {
     /// [`Error::Config`] and [`Error::Listen`].
     pub async fn start(config: SimConfig) -> Result<Server, Error> {
         config.check()?;
-        let refuse = |cause| Error::Listen {
-            listen: config.listen.clone(),
-            cause,
-        };
+        let refuse = |cause| Error::Listen { listen: config.listen.clone(), cause };
         let listener = TcpListener::bind(&config.listen).await.map_err(refuse)?;
         let addr = listener.local_addr().map_err(refuse)?;
         let (door, opened) = watch::channel(Door::Open);
@@ -67,13 +64,7 @@ impl Server {
         let (mut accepting, mut driving) = (JoinSet::new(), JoinSet::new());
         accepting.spawn(listen::accept(listener, Arc::clone(&app), opened));
         driving.spawn(Arc::clone(&app.driver).run());
-        Ok(Server {
-            addr,
-            app,
-            door,
-            accepting,
-            driving,
-        })
+        Ok(Server { addr, app, door, accepting, driving })
     }
 
     /// The address that it listens on, with the port that the system chose.

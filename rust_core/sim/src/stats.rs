@@ -89,11 +89,7 @@ pub struct Stats {
 
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Histogram {
-        Histogram {
-            bounds,
-            counts: vec![0; bounds.len() + 1].into(),
-            sum: 0.0,
-        }
+        Histogram { bounds, counts: vec![0; bounds.len() + 1].into(), sum: 0.0 }
     }
 
     fn observe(&mut self, value: f64) {

@@ -25,9 +25,7 @@ pub fn encode(text: &str, out: &mut Vec<u32>) {
     out.reserve(rest.len() / MAX_TOKEN_BYTES + 1);
     while !rest.is_empty() {
         let most = rest.len().min(MAX_TOKEN_BYTES);
-        let end = (1..most)
-            .find(|&i| matches!(rest[i], b' ' | b'\n'))
-            .unwrap_or(most);
+        let end = (1..most).find(|&i| matches!(rest[i], b' ' | b'\n')).unwrap_or(most);
         let (token, after) = rest.split_at(end);
         out.push(pack(token));
         rest = after;
@@ -39,11 +37,7 @@ pub fn encode(text: &str, out: &mut Vec<u32>) {
 pub fn decode(tokens: &[u32]) -> String {
     let mut bytes = Vec::with_capacity(tokens.len() * MAX_TOKEN_BYTES);
     for &token in tokens {
-        match SPECIAL_NAMES
-            .iter()
-            .zip(0..)
-            .find(|&(_, i)| special(i) == token)
-        {
+        match SPECIAL_NAMES.iter().zip(0..).find(|&(_, i)| special(i) == token) {
             Some((name, _)) => bytes.extend_from_slice(name.as_bytes()),
             None => bytes.extend(token.to_le_bytes().into_iter().take_while(|&b| b != PAD)),
         }

@@ -37,10 +37,7 @@ fn use_makes_a_prompt_young() {
         cache.release(&blocks);
     }
     assert!(cache.allocate(2, &mut Vec::new()));
-    assert_eq!(
-        (cache.find(&[1, 2]).count(), cache.find(&[11, 12]).count()),
-        (2, 0)
-    );
+    assert_eq!((cache.find(&[1, 2]).count(), cache.find(&[11, 12]).count()), (2, 0));
 }
 
 #[test]
@@ -52,19 +49,12 @@ fn blocks_in_use_are_kept_and_blocks_without_content_go_first() {
     cache.release(&partial);
     let mut new = Vec::new();
     assert!(cache.allocate(1, &mut new));
-    assert_eq!(
-        cache.find(&[11]).count(),
-        1,
-        "the block without content was there to take"
-    );
+    assert_eq!(cache.find(&[11]).count(), 1, "the block without content was there to take");
     assert!(!cache.fits(&[], 2) && !cache.allocate(2, &mut new));
     assert_eq!(cache.find(&[1, 2]).count(), 2);
     cache.release(&held);
     assert!(cache.fits(&[], 3));
-    assert!(
-        !cache.fits(&held, 2),
-        "hits that nobody uses are free no more once hit"
-    );
+    assert!(!cache.fits(&held, 2), "hits that nobody uses are free no more once hit");
 }
 
 #[test]
@@ -90,9 +80,6 @@ fn of_many_twins_each_can_go() {
     cache.release(&blocks);
     for left in (0..50).rev() {
         assert!(cache.allocate(1, &mut Vec::new()));
-        assert_eq!(
-            (cache.cached(), cache.find(&[7]).count()),
-            (left, usize::from(left > 0))
-        );
+        assert_eq!((cache.cached(), cache.find(&[7]).count()), (left, usize::from(left > 0)));
     }
 }

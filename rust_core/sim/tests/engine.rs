@@ -27,13 +27,7 @@ fn config(kv_blocks: u32, max_num_seqs: u32, budget: u32) -> SimConfig {
 }
 
 fn request(id: SeqId, prompt: Vec<u32>, max_tokens: u32) -> Request {
-    Request {
-        id,
-        prompt,
-        chain_seed: hash::chain_seed(""),
-        max_tokens,
-        finish: Finish::Length,
-    }
+    Request { id, prompt, chain_seed: hash::chain_seed(""), max_tokens, finish: Finish::Length }
 }
 
 /// Runs until the engine is idle; what each request emitted.
@@ -86,10 +80,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         },
     );
     let abort = any::<u8>().prop_map(|pick| Op::Abort { pick });
-    prop::collection::vec(
-        prop_oneof![4 => submit, 1 => abort, 4 => Just(Op::Step)],
-        1..80,
-    )
+    prop::collection::vec(prop_oneof![4 => submit, 1 => abort, 4 => Just(Op::Step)], 1..80)
 }
 
 proptest! {
@@ -165,15 +156,8 @@ proptest! {
 /// Tokens of `prompt` in full blocks that a request for `other` may have left behind; never the prompt's last token.
 fn storable(prompt: &[u32], other: &[u32], tokens: u32) -> u32 {
     let reply = Reply::to(other);
-    let theirs = other
-        .iter()
-        .copied()
-        .chain((0..tokens).map(|i| reply.token(i)));
-    let common = prompt
-        .iter()
-        .zip(theirs)
-        .take_while(|(ours, theirs)| **ours == *theirs)
-        .count();
+    let theirs = other.iter().copied().chain((0..tokens).map(|i| reply.token(i)));
+    let common = prompt.iter().zip(theirs).take_while(|(ours, theirs)| **ours == *theirs).count();
     let common = u32::try_from(common.min(prompt.len() - 1)).expect("a short prompt");
     common - common % BLOCK
 }
@@ -206,11 +190,7 @@ fn a_long_prompt_is_computed_in_chunks_while_others_decode() {
     for step in 0..5 {
         now = engine.step(now, &mut out).unwrap();
         assert!(out.iter().any(|emission| emission.id == 1), "step {step}");
-        assert_eq!(
-            out.iter().any(|emission| emission.id == 2),
-            step == 4,
-            "step {step}"
-        );
+        assert_eq!(out.iter().any(|emission| emission.id == 2), step == 4, "step {step}");
         out.clear();
     }
 }
@@ -222,11 +202,7 @@ fn time_follows_the_model_and_does_not_drift() {
     engine.submit(request(1, vec![9; 10], 3), 1_000);
     // base 100 us + 10 tokens of 10 us, from the time of asking.
     assert_eq!(engine.step(1_000, &mut out), Some(1_000 + 200_000));
-    assert_eq!(
-        engine.step(150_000, &mut out),
-        Some(201_000),
-        "the step has not ended"
-    );
+    assert_eq!(engine.step(150_000, &mut out), Some(201_000), "the step has not ended");
     assert!(out.is_empty());
     // The caller is late; the next step starts when the last one ended.
     assert_eq!(engine.step(260_000, &mut out), Some(201_000 + 101_000));
@@ -284,10 +260,7 @@ fn salts_and_resets_separate() {
 /// prompt and the extended one each found six blocks of 32; a salt, another prompt and a reset found none.
 #[test]
 fn hits_are_those_of_a_real_engine() {
-    let mut engine = Engine::new(&SimConfig {
-        block_size: 32,
-        ..config(1024, 8, 512)
-    });
+    let mut engine = Engine::new(&SimConfig { block_size: 32, ..config(1024, 8, 512) });
     let mut seen = HashMap::new();
     let chat: Vec<u32> = (5000..5222).collect();
     let steps: [(Vec<u32>, u32, &str); 6] = [
@@ -303,19 +276,10 @@ fn hits_are_those_of_a_real_engine() {
             assert!(engine.reset_cache());
         }
         let chain_seed = hash::chain_seed(salt);
-        engine.submit(
-            Request {
-                chain_seed,
-                ..request(id, prompt, tokens)
-            },
-            engine.now(),
-        );
+        engine.submit(Request { chain_seed, ..request(id, prompt, tokens) }, engine.now());
         drain(&mut engine, &mut seen);
     }
     let cached: Vec<u32> = (0..6).map(|id| seen[&id][0].cached).collect();
     assert_eq!(cached, [0, 192, 192, 0, 0, 0]);
-    assert_eq!(
-        (engine.stats().cache_queries, engine.stats().cache_hits),
-        (1320, 384)
-    );
+    assert_eq!((engine.stats().cache_queries, engine.stats().cache_hits), (1320, 384));
 }

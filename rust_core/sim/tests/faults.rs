@@ -12,14 +12,7 @@ const STREAM: &str = r#"{"model":"tiny","prompt":"x","max_tokens":6,"stream":tru
 const WHOLE: &str = r#"{"model":"tiny","prompt":"x","max_tokens":6}"#;
 
 async fn with_fault(server: &Server, fault: &str, body: &str) -> Option<Reply> {
-    send(
-        server.addr(),
-        "POST",
-        "/v1/completions",
-        &[("x-sim-fault", fault)],
-        body,
-    )
-    .await
+    send(server.addr(), "POST", "/v1/completions", &[("x-sim-fault", fault)], body).await
 }
 
 async fn set(server: &Server, fault: &str) -> Reply {
@@ -30,12 +23,7 @@ async fn set(server: &Server, fault: &str) -> Reply {
 async fn reset_ends_the_connection_without_a_head() {
     let server = start(config()).await;
     assert!(with_fault(&server, "reset", STREAM).await.is_none());
-    assert!(
-        with_fault(&server, "none", STREAM)
-            .await
-            .expect("a reply")
-            .complete
-    );
+    assert!(with_fault(&server, "none", STREAM).await.expect("a reply").complete);
     server.stop().await;
 }
 
@@ -43,22 +31,13 @@ async fn reset_ends_the_connection_without_a_head() {
 async fn death_in_the_middle_of_a_stream_leaves_whole_chunks_and_no_end() {
     let server = start(config()).await;
     for after in [1, 3] {
-        let reply = with_fault(
-            &server,
-            &format!("die_mid_stream;after_chunks={after}"),
-            STREAM,
-        )
-        .await
-        .expect("a head");
-        assert_eq!(
-            (reply.status, reply.complete, reply.events().len()),
-            (200, false, after)
-        );
+        let reply = with_fault(&server, &format!("die_mid_stream;after_chunks={after}"), STREAM)
+            .await
+            .expect("a head");
+        assert_eq!((reply.status, reply.complete, reply.events().len()), (200, false, after));
         assert!(reply.text().ends_with("\n\n"));
     }
-    let reply = with_fault(&server, "die_mid_stream", WHOLE)
-        .await
-        .expect("a head");
+    let reply = with_fault(&server, "die_mid_stream", WHOLE).await.expect("a head");
     assert!(!reply.complete && !reply.body.is_empty());
     until(async || server.gauges().running == 0).await;
     server.stop().await;
@@ -67,18 +46,9 @@ async fn death_in_the_middle_of_a_stream_leaves_whole_chunks_and_no_end() {
 #[tokio::test]
 async fn a_hanging_engine_answers_others_and_forgets_who_leaves() {
     let server = start(config()).await;
-    let hung = open(
-        server.addr(),
-        "POST",
-        "/v1/completions",
-        &[("x-sim-fault", "hang")],
-        STREAM,
-    )
-    .await;
-    assert_eq!(
-        post(server.addr(), "/v1/completions", WHOLE).await.status,
-        200
-    );
+    let hung =
+        open(server.addr(), "POST", "/v1/completions", &[("x-sim-fault", "hang")], STREAM).await;
+    assert_eq!(post(server.addr(), "/v1/completions", WHOLE).await.status, 200);
     assert_eq!(
         hung.try_read(&mut [0; 1]).map_err(|error| error.kind()),
         Err(ErrorKind::WouldBlock)
@@ -86,10 +56,7 @@ async fn a_hanging_engine_answers_others_and_forgets_who_leaves() {
     drop(hung);
 
     // The fault's request stays in the engine until its client leaves, as with an engine that hangs.
-    let slow = SimConfig {
-        speed: 1.0,
-        ..config()
-    };
+    let slow = SimConfig { speed: 1.0, ..config() };
     let server = start(slow).await;
     let body = r#"{"model":"tiny","prompt":"x","max_tokens":4000,"stream":true}"#;
     let fault = [("x-sim-fault", "hang_mid_stream;after_chunks=2")];
@@ -118,10 +85,7 @@ async fn a_status_has_the_body_of_the_engine() {
         r#"{"error":{"message":"The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.","type":"Service Unavailable","param":null,"code":503}}"#
     );
     assert_eq!(
-        with_fault(&server, "status;status=500", WHOLE)
-            .await
-            .expect("a reply")
-            .json()["error"]["code"],
+        with_fault(&server, "status;status=500", WHOLE).await.expect("a reply").json()["error"]["code"],
         500
     );
     server.stop().await;
@@ -130,12 +94,7 @@ async fn a_status_has_the_body_of_the_engine() {
 #[tokio::test]
 async fn a_fault_with_a_count_meets_so_many_requests() {
     let server = start(config()).await;
-    assert_eq!(
-        set(&server, r#"{"kind":"status","status":429,"count":2}"#)
-            .await
-            .status,
-        200
-    );
+    assert_eq!(set(&server, r#"{"kind":"status","status":429,"count":2}"#).await.status, 200);
     let mut statuses = Vec::new();
     for _ in 0..3 {
         statuses.push(post(server.addr(), "/v1/completions", WHOLE).await.status);
@@ -144,40 +103,20 @@ async fn a_fault_with_a_count_meets_so_many_requests() {
     assert_eq!(get(server.addr(), "/health").await.status, 200);
 
     set(&server, r#"{"kind":"status"}"#).await;
-    assert_eq!(
-        post(server.addr(), "/v1/completions", WHOLE).await.status,
-        503
-    );
+    assert_eq!(post(server.addr(), "/v1/completions", WHOLE).await.status, 503);
     set(&server, r#"{"kind":"none"}"#).await;
-    assert_eq!(
-        post(server.addr(), "/v1/completions", WHOLE).await.status,
-        200
-    );
+    assert_eq!(post(server.addr(), "/v1/completions", WHOLE).await.status, 200);
     server.stop().await;
 }
 
 #[tokio::test]
 async fn a_slow_reply_takes_its_factor() {
-    let server = start(SimConfig {
-        step_base_us: 5_000.0,
-        speed: 1.0,
-        ..config()
-    })
-    .await;
+    let server = start(SimConfig { step_base_us: 5_000.0, speed: 1.0, ..config() }).await;
     for body in [STREAM, WHOLE] {
         let started = std::time::Instant::now();
-        assert!(
-            with_fault(&server, "slow;factor=4", body)
-                .await
-                .expect("a reply")
-                .complete
-        );
+        assert!(with_fault(&server, "slow;factor=4", body).await.expect("a reply").complete);
         // Six steps of 5 ms.
-        assert!(
-            started.elapsed().as_millis() >= 4 * 6 * 5,
-            "{:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed().as_millis() >= 4 * 6 * 5, "{:?}", started.elapsed());
     }
     server.stop().await;
 }
@@ -190,35 +129,20 @@ async fn refused_connections_are_accepted_again() {
     until(refused).await;
     server.set_fault(None);
     until(async || !refused().await).await;
-    assert_eq!(
-        post(server.addr(), "/v1/completions", WHOLE).await.status,
-        200
-    );
+    assert_eq!(post(server.addr(), "/v1/completions", WHOLE).await.status, 200);
 
-    server.set_fault(Some(Fault {
-        effect: Effect::Refuse { for_ms: Some(20) },
-        count: None,
-    }));
+    server.set_fault(Some(Fault { effect: Effect::Refuse { for_ms: Some(20) }, count: None }));
     until(refused).await;
     until(async || !refused().await).await;
-    assert_eq!(
-        post(server.addr(), "/v1/completions", WHOLE).await.status,
-        200
-    );
+    assert_eq!(post(server.addr(), "/v1/completions", WHOLE).await.status, 200);
 
     // A new wish replaces the one in force, and a server that refuses can be stopped.
     for for_ms in [None, Some(20)] {
-        server.set_fault(Some(Fault {
-            effect: Effect::Refuse { for_ms },
-            count: None,
-        }));
+        server.set_fault(Some(Fault { effect: Effect::Refuse { for_ms }, count: None }));
         until(refused).await;
     }
     until(async || !refused().await).await;
-    server.set_fault(Some(Fault {
-        effect: Effect::Refuse { for_ms: None },
-        count: None,
-    }));
+    server.set_fault(Some(Fault { effect: Effect::Refuse { for_ms: None }, count: None }));
     until(refused).await;
     server.stop().await;
 }
@@ -236,10 +160,7 @@ async fn what_is_no_fault_is_refused() {
     }
     for header in ["explode", "refuse", "slow;speed=2", "status;status=many"] {
         assert_eq!(
-            with_fault(&server, header, WHOLE)
-                .await
-                .expect("a reply")
-                .status,
+            with_fault(&server, header, WHOLE).await.expect("a reply").status,
             400,
             "{header}"
         );

@@ -14,10 +14,7 @@ const CHAT: &str =
 #[tokio::test]
 async fn errors_are_equal_byte_for_byte() {
     let server = start(config()).await;
-    let long = format!(
-        r#"{{"model":"tiny","max_tokens":4,"prompt":"{}"}}"#,
-        "word ".repeat(5000)
-    );
+    let long = format!(r#"{{"model":"tiny","max_tokens":4,"prompt":"{}"}}"#, "word ".repeat(5000));
     let cases = [
         ("err_404.txt", "POST", "/nothing", CHAT),
         ("err_get_method.txt", "GET", "/v1/chat/completions", ""),
@@ -27,18 +24,8 @@ async fn errors_are_equal_byte_for_byte() {
             "/v1/chat/completions",
             r#"{"model":"tiny","messages":[{"role":"user","content":"hi"}"#,
         ),
-        (
-            "err_missing_messages.txt",
-            "POST",
-            "/v1/chat/completions",
-            r#"{"model":"tiny"}"#,
-        ),
-        (
-            "err_unknown_model.txt",
-            "POST",
-            "/v1/completions",
-            r#"{"model":"nope","prompt":"x"}"#,
-        ),
+        ("err_missing_messages.txt", "POST", "/v1/chat/completions", r#"{"model":"tiny"}"#),
+        ("err_unknown_model.txt", "POST", "/v1/completions", r#"{"model":"nope","prompt":"x"}"#),
         (
             "err_unknown_model_stream.txt",
             "POST",
@@ -60,9 +47,7 @@ async fn errors_are_equal_byte_for_byte() {
         ("err_too_long.txt", "POST", "/v1/completions", &long),
     ];
     for (file, method, path, body) in cases {
-        let ours = send(server.addr(), method, path, &[], body)
-            .await
-            .expect("a reply");
+        let ours = send(server.addr(), method, path, &[], body).await.expect("a reply");
         let theirs = Reply::parse(&captured(file));
         assert_eq!(ours.text(), theirs.text(), "{file}");
         assert_eq!(ours.status, theirs.status, "{file}");
@@ -70,14 +55,9 @@ async fn errors_are_equal_byte_for_byte() {
             assert_eq!(ours.header(name), theirs.header(name), "{file}: {name}");
         }
     }
-    let ours = send(
-        server.addr(),
-        "POST",
-        "/v1/completions",
-        &[("content-type", "text/plain")],
-        CHAT,
-    )
-    .await;
+    let ours =
+        send(server.addr(), "POST", "/v1/completions", &[("content-type", "text/plain")], CHAT)
+            .await;
     assert_eq!(
         ours.expect("a reply").text(),
         Reply::parse(&captured("err_content_type.txt")).text()
@@ -95,23 +75,13 @@ async fn plain_endpoints_have_the_same_shape() {
         ("/load", "load.txt"),
         ("/v1/models", "v1_models.txt"),
     ] {
-        let (ours, theirs) = (
-            get(server.addr(), path).await,
-            Reply::parse(&captured(file)),
-        );
+        let (ours, theirs) = (get(server.addr(), path).await, Reply::parse(&captured(file)));
         assert_eq!(ours.status, theirs.status, "{path}");
-        assert_eq!(
-            ours.header("content-type"),
-            theirs.header("content-type"),
-            "{path}"
-        );
+        assert_eq!(ours.header("content-type"), theirs.header("content-type"), "{path}");
         assert_eq!(skeleton(ours.text()), skeleton(theirs.text()), "{path}");
     }
     assert_eq!(post(server.addr(), "/ping", "").await.status, 200);
-    assert_eq!(
-        get(server.addr(), "/v1/embeddings").await.text(),
-        r#"{"detail":"Not Found"}"#
-    );
+    assert_eq!(get(server.addr(), "/v1/embeddings").await.text(), r#"{"detail":"Not Found"}"#);
     server.stop().await;
 }
 
@@ -119,15 +89,9 @@ async fn plain_endpoints_have_the_same_shape() {
 async fn whole_replies_have_the_same_keys_in_the_same_order() {
     let server = start(config()).await;
     let id = [("x-request-id", "my-req-1")];
-    let chat = send(
-        server.addr(),
-        "POST",
-        "/v1/chat/completions",
-        &id,
-        &format!("{CHAT}}}"),
-    )
-    .await
-    .expect("a reply");
+    let chat = send(server.addr(), "POST", "/v1/chat/completions", &id, &format!("{CHAT}}}"))
+        .await
+        .expect("a reply");
     let theirs = Reply::parse(&captured("ok_chat_xreqid.txt"));
     assert_eq!(
         skeleton(chat.text()).replace(DETAILS, "prompt_tokens_details:_"),
@@ -156,27 +120,16 @@ async fn whole_replies_have_the_same_keys_in_the_same_order() {
 async fn streams_have_the_same_events() {
     let server = start(config()).await;
     let usage = r#""stream_options":{"include_usage":true,"continuous_usage_stats":true}"#;
-    let ours = post(
-        server.addr(),
-        "/v1/chat/completions",
-        &format!(r#"{CHAT},"stream":true,{usage}}}"#),
-    )
-    .await;
+    let ours =
+        post(server.addr(), "/v1/chat/completions", &format!(r#"{CHAT},"stream":true,{usage}}}"#))
+            .await;
     let details = ",prompt_tokens_details:{cached_tokens:_,created_cache_tokens:_}";
-    same_events(
-        &ours,
-        &Reply::parse(&captured("sse_chat_raw_chunked.bin")),
-        details,
-    );
+    same_events(&ours, &Reply::parse(&captured("sse_chat_raw_chunked.bin")), details);
 
     let body = r#"{"model":"tiny","prompt":"P","max_tokens":6,"stream":true,"stream_options":{"include_usage":true}}"#;
     let ours = post(server.addr(), "/v1/completions", body).await;
     let details = ",prompt_tokens_details:{cached_tokens:_}";
-    same_events(
-        &ours,
-        &Reply::parse(&captured("sse_completions_raw_chunked.bin")),
-        details,
-    );
+    same_events(&ours, &Reply::parse(&captured("sse_completions_raw_chunked.bin")), details);
     server.stop().await;
 }
 
@@ -185,10 +138,7 @@ fn same_events(ours: &Reply, theirs: &Reply, details: &str) {
     assert_eq!(ours.header("content-type"), theirs.header("content-type"));
     let shapes = |reply: &Reply| {
         let events = reply.events();
-        events
-            .iter()
-            .map(|event| skeleton(event).replace(details, ""))
-            .collect::<Vec<_>>()
+        events.iter().map(|event| skeleton(event).replace(details, "")).collect::<Vec<_>>()
     };
     assert_eq!(shapes(ours), shapes(theirs));
 }
@@ -200,19 +150,14 @@ async fn token_ids_are_told_on_request() {
     let ours = post(server.addr(), "/v1/chat/completions", &body).await;
     let theirs = captured("sse_chat_token_ids.txt");
     let theirs = String::from_utf8(theirs).expect("UTF-8");
-    let theirs = theirs
-        .split("\n\n")
-        .filter_map(|event| event.strip_prefix("data: "));
+    let theirs = theirs.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
     let ours_shape: Vec<_> = ours.events().iter().map(|event| skeleton(event)).collect();
     assert_eq!(ours_shape, theirs.map(skeleton).collect::<Vec<_>>());
 
     let first: serde_json::Value = serde_json::from_str(ours.events()[0]).expect("JSON");
-    let prompt = post(
-        server.addr(),
-        "/tokenize",
-        r#"{"messages":[{"role":"user","content":"hello"}]}"#,
-    )
-    .await;
+    let prompt =
+        post(server.addr(), "/tokenize", r#"{"messages":[{"role":"user","content":"hello"}]}"#)
+            .await;
     assert_eq!(first["prompt_token_ids"], prompt.json()["tokens"]);
     server.stop().await;
 }
@@ -232,10 +177,7 @@ async fn tokenize_and_back() {
         skeleton(Reply::parse(&captured("tokenize_prompt.txt")).text())
     );
     let back = serde_json::json!({"tokens": ours.json()["tokens"]}).to_string();
-    assert_eq!(
-        post(server.addr(), "/detokenize", &back).await.json()["prompt"],
-        text
-    );
+    assert_eq!(post(server.addr(), "/detokenize", &back).await.json()["prompt"], text);
 
     let body = r#"{"messages":[{"role":"user","content":"def hello"}],"return_token_strs":true}"#;
     let ours = post(server.addr(), "/tokenize", body).await;
@@ -271,15 +213,10 @@ async fn metrics_have_the_names_types_and_labels_of_vllm() {
     let (ours, theirs) = (series(ours.text()), series(&theirs));
     let unknown: Vec<_> = ours.difference(&theirs).collect();
     assert!(unknown.is_empty(), "vLLM has no {unknown:?}");
-    for name in [
-        "vllm:num_requests_running",
-        "vllm:kv_cache_usage_perc",
-        "vllm:prefix_cache_hits_total",
-    ] {
-        assert!(
-            ours.contains(&format!(r#"{name}{{engine="0",model_name="tiny"}}"#)),
-            "{name}"
-        );
+    for name in
+        ["vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:prefix_cache_hits_total"]
+    {
+        assert!(ours.contains(&format!(r#"{name}{{engine="0",model_name="tiny"}}"#)), "{name}");
     }
     server.stop().await;
 }

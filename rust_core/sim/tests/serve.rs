@@ -13,38 +13,22 @@ fn chat(messages: &serde_json::Value, tokens: u32) -> String {
 }
 
 fn value(metrics: &Reply, series: &str) -> f64 {
-    let line = metrics
-        .text()
-        .lines()
-        .find(|line| line.starts_with(series))
-        .expect("the series is there");
-    line.rsplit_once(' ')
-        .and_then(|(_, value)| value.parse().ok())
-        .expect("a value")
+    let line =
+        metrics.text().lines().find(|line| line.starts_with(series)).expect("the series is there");
+    line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).expect("a value")
 }
 
 #[tokio::test]
 async fn a_reply_depends_on_its_prompt_alone() {
     let one = start(config()).await;
-    let other = start(SimConfig {
-        seed: 99,
-        block_size: 16,
-        ..config()
-    })
-    .await;
+    let other = start(SimConfig { seed: 99, block_size: 16, ..config() }).await;
     let text = |reply: Reply| reply.json()["choices"][0]["message"]["content"].clone();
     let ask = chat(&json!([{"role": "user", "content": "tell me"}]), 12);
     let first = text(post(one.addr(), "/v1/chat/completions", &ask).await);
     assert_eq!(first.as_str().expect("a text").len(), 48);
-    assert_eq!(
-        text(post(other.addr(), "/v1/chat/completions", &ask).await),
-        first
-    );
+    assert_eq!(text(post(other.addr(), "/v1/chat/completions", &ask).await), first);
     let another = chat(&json!([{"role": "user", "content": "tell me more"}]), 12);
-    assert_ne!(
-        text(post(one.addr(), "/v1/chat/completions", &another).await),
-        first
-    );
+    assert_ne!(text(post(one.addr(), "/v1/chat/completions", &another).await), first);
 
     // A stream has the same words; without a limit the reply ends by itself.
     let streamed = ask.replace("\"max_tokens\":12", "\"max_tokens\":12,\"stream\":true");
@@ -53,17 +37,11 @@ async fn a_reply_depends_on_its_prompt_alone() {
         .events()
         .iter()
         .filter_map(|event| serde_json::from_str::<serde_json::Value>(event).ok())
-        .filter_map(|event| {
-            event["choices"][0]["delta"]["content"]
-                .as_str()
-                .map(str::to_owned)
-        })
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
         .collect();
     assert_eq!(words, first);
     let open_end = json!({"messages": [{"role": "user", "content": "tell me"}]}).to_string();
-    let reply = post(one.addr(), "/v1/chat/completions", &open_end)
-        .await
-        .json();
+    let reply = post(one.addr(), "/v1/chat/completions", &open_end).await.json();
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
     one.stop().await;
     other.stop().await;
@@ -71,27 +49,15 @@ async fn a_reply_depends_on_its_prompt_alone() {
 
 #[tokio::test]
 async fn a_conversation_reports_its_cached_tokens() {
-    let server = start(SimConfig {
-        block_size: 16,
-        ..config()
-    })
-    .await;
+    let server = start(SimConfig { block_size: 16, ..config() }).await;
     let mut messages = vec![json!({"role": "system", "content": "Be brief. ".repeat(20)})];
     let mut known = 0;
     for turn in 0..6 {
         messages.push(json!({"role": "user", "content": format!("question {turn}, with some words of its own")}));
-        let reply = post(
-            server.addr(),
-            "/v1/chat/completions",
-            &chat(&json!(messages), 20),
-        )
-        .await
-        .json();
+        let reply =
+            post(server.addr(), "/v1/chat/completions", &chat(&json!(messages), 20)).await.json();
         let usage = &reply["usage"];
-        assert_eq!(
-            usage["prompt_tokens_details"]["cached_tokens"], known,
-            "turn {turn}"
-        );
+        assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], known, "turn {turn}");
         let prompt = usage["prompt_tokens"].as_u64().expect("a number");
         assert_eq!(
             usage["prompt_tokens_details"]["created_cache_tokens"],
@@ -106,17 +72,9 @@ async fn a_conversation_reports_its_cached_tokens() {
     let metrics = get(server.addr(), "/metrics").await;
     assert!(value(&metrics, "vllm:prefix_cache_hits_total") > 0.0);
     assert!((value(&metrics, "vllm:generation_tokens_total") - 120.0).abs() < f64::EPSILON);
-    assert_eq!(
-        post(server.addr(), "/reset_prefix_cache", "").await.text(),
-        r#"{"success":true}"#
-    );
-    let again = post(
-        server.addr(),
-        "/v1/chat/completions",
-        &chat(&json!(messages), 1),
-    )
-    .await
-    .json();
+    assert_eq!(post(server.addr(), "/reset_prefix_cache", "").await.text(), r#"{"success":true}"#);
+    let again =
+        post(server.addr(), "/v1/chat/completions", &chat(&json!(messages), 1)).await.json();
     assert_eq!(again["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     server.stop().await;
 }
@@ -126,15 +84,9 @@ async fn the_checksum_covers_all_that_comes_before_it() {
     let server = start(config()).await;
     let body =
         r#"{"prompt":"x","max_tokens":700,"stream":true,"stream_options":{"include_usage":true}}"#;
-    let reply = send(
-        server.addr(),
-        "POST",
-        "/v1/completions",
-        &[("x-sim-checksum", "1")],
-        body,
-    )
-    .await
-    .expect("a reply");
+    let reply = send(server.addr(), "POST", "/v1/completions", &[("x-sim-checksum", "1")], body)
+        .await
+        .expect("a reply");
     let (before, after) = reply.text().split_once(": xxh3=").expect("the line");
     let (sum, end) = after.split_once(" bytes=").expect("both values");
     assert_eq!(sum, format!("{:016x}", xxh3_64(before.as_bytes())));
@@ -145,22 +97,14 @@ async fn the_checksum_covers_all_that_comes_before_it() {
 
 #[tokio::test]
 async fn a_client_that_leaves_is_forgotten() {
-    let server = start(SimConfig {
-        speed: 1.0,
-        step_base_us: 20_000.0,
-        ..config()
-    })
-    .await;
+    let server = start(SimConfig { speed: 1.0, step_base_us: 20_000.0, ..config() }).await;
     for stream in [true, false] {
         let body =
             json!({"prompt": "x ".repeat(64), "max_tokens": 3000, "stream": stream}).to_string();
         let client = open(server.addr(), "POST", "/v1/completions", &[], &body).await;
         until(async || server.gauges().running == 1).await;
         assert!(server.gauges().kv_usage > 0.0);
-        assert_eq!(
-            get(server.addr(), "/load").await.text(),
-            r#"{"server_load":1}"#
-        );
+        assert_eq!(get(server.addr(), "/load").await.text(), r#"{"server_load":1}"#);
         drop(client);
         until(async || server.gauges().running == 0).await;
     }
@@ -169,27 +113,16 @@ async fn a_client_that_leaves_is_forgotten() {
         ("vllm:num_requests_running{", 0.0),
         ("vllm:num_requests_waiting{", 0.0),
         ("vllm:kv_cache_usage_perc{", 0.0),
-        (
-            r#"vllm:request_success_total{engine="0",finished_reason="abort""#,
-            2.0,
-        ),
+        (r#"vllm:request_success_total{engine="0",finished_reason="abort""#, 2.0),
     ] {
-        assert!(
-            (value(&metrics, series) - wanted).abs() < f64::EPSILON,
-            "{series}"
-        );
+        assert!((value(&metrics, series) - wanted).abs() < f64::EPSILON, "{series}");
     }
     server.stop().await;
 }
 
 #[tokio::test]
 async fn many_streams_at_once_are_whole() {
-    let server = start(SimConfig {
-        max_num_seqs: 16,
-        kv_blocks: 140,
-        ..config()
-    })
-    .await;
+    let server = start(SimConfig { max_num_seqs: 16, kv_blocks: 140, ..config() }).await;
     let mut streams = tokio::task::JoinSet::new();
     for user in 0..64 {
         let body = json!({"prompt": format!("user {user} says ").repeat(20), "max_tokens": 100, "stream": true}).to_string();
@@ -211,11 +144,7 @@ async fn many_streams_at_once_are_whole() {
 async fn stopping_leaves_no_task() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let before = tasks();
-    let server = start(SimConfig {
-        speed: 1.0,
-        ..config()
-    })
-    .await;
+    let server = start(SimConfig { speed: 1.0, ..config() }).await;
     let addr = server.addr();
     let _stream = open(
         addr,
@@ -235,41 +164,17 @@ async fn stopping_leaves_no_task() {
 #[tokio::test]
 async fn what_no_engine_could_serve_with_is_refused() {
     let refused = [
-        SimConfig {
-            block_size: 0,
-            ..config()
-        },
-        SimConfig {
-            kv_blocks: 128,
-            ..config()
-        },
-        SimConfig {
-            speed: -1.0,
-            ..config()
-        },
-        SimConfig {
-            model: String::new(),
-            ..config()
-        },
-        SimConfig {
-            name: "zwei\nZeilen".to_owned(),
-            ..config()
-        },
+        SimConfig { block_size: 0, ..config() },
+        SimConfig { kv_blocks: 128, ..config() },
+        SimConfig { speed: -1.0, ..config() },
+        SimConfig { model: String::new(), ..config() },
+        SimConfig { name: "zwei\nZeilen".to_owned(), ..config() },
     ];
     for config in refused {
-        assert!(matches!(
-            Server::start(config).await,
-            Err(Error::Config { .. })
-        ));
+        assert!(matches!(Server::start(config).await, Err(Error::Config { .. })));
     }
-    let nowhere = SimConfig {
-        listen: "not an address".to_owned(),
-        ..config()
-    };
-    assert!(matches!(
-        Server::start(nowhere).await,
-        Err(Error::Listen { .. })
-    ));
+    let nowhere = SimConfig { listen: "not an address".to_owned(), ..config() };
+    assert!(matches!(Server::start(nowhere).await, Err(Error::Listen { .. })));
 }
 
 #[test]
@@ -279,10 +184,7 @@ fn the_configuration_has_no_defaults_and_no_unknown_fields() {
     for field in fields.keys() {
         let mut less = fields.clone();
         less.remove(field);
-        assert!(
-            serde_json::from_value::<SimConfig>(less.into()).is_err(),
-            "{field} has a default"
-        );
+        assert!(serde_json::from_value::<SimConfig>(less.into()).is_err(), "{field} has a default");
     }
     let mut more = fields.clone();
     more.insert("sped".to_owned(), 1.into());

@@ -93,12 +93,24 @@ async fn read_prompt(
 ) -> Result<(Request, Prompt), Error> {
     let body = std::mem::take(&mut request.body);
     if body.len() < LONG_BODY {
-        let prompt = prompt::read(request.endpoint, &request.headers, body, &context.config, &context.router)?;
+        let prompt = prompt::read(
+            request.endpoint,
+            &request.headers,
+            body,
+            &context.config,
+            &context.router,
+        )?;
         return Ok((request, prompt));
     }
     let context = Arc::clone(context);
     off_thread(move || {
-        let prompt = prompt::read(request.endpoint, &request.headers, body, &context.config, &context.router)?;
+        let prompt = prompt::read(
+            request.endpoint,
+            &request.headers,
+            body,
+            &context.config,
+            &context.router,
+        )?;
         Ok((request, prompt))
     })
     .await?
@@ -216,7 +228,11 @@ async fn relay(
             }
             Err(_) => {
                 context.router.note(&engine, Outcome::Timeout, context.clock.now());
-                break Error::timeout(&engine.spec().name, "further byte", context.config.idle_timeout_ms);
+                break Error::timeout(
+                    &engine.spec().name,
+                    "further byte",
+                    context.config.idle_timeout_ms,
+                );
             }
         }
     };
@@ -263,8 +279,9 @@ fn call(request: Request, prompt: &Prompt) -> Result<Call, Error> {
         PathAndQuery::from_static(request.endpoint.path)
     } else {
         let text = format!("{}?{}", request.endpoint.path, request.query);
-        PathAndQuery::try_from(text)
-            .map_err(|cause| Error::bad_request(None, format!("the query string is not valid: {cause}")))?
+        PathAndQuery::try_from(text).map_err(|cause| {
+            Error::bad_request(None, format!("the query string is not valid: {cause}"))
+        })?
     };
     Ok(Call { method: Method::POST, path_and_query, headers, body: prompt.body.clone() })
 }
@@ -282,7 +299,8 @@ fn wanted_rank(headers: &HeaderMap) -> Result<Option<u32>, Error> {
 
 /// Whether a reply is held until it is whole. A stream of events never is.
 fn is_short(headers: &HeaderMap) -> bool {
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let length =
+        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     length.is_some_and(|length| length <= WHOLE_REPLY)
 }
 

@@ -92,7 +92,8 @@ impl Error {
     }
 
     pub(crate) fn saturated(limit: u32) -> Error {
-        let message = format!("{limit} requests are in flight, which is the limit; try again shortly");
+        let message =
+            format!("{limit} requests are in flight, which is the limit; try again shortly");
         Error {
             retry_after_s: Some(1),
             ..Error::new(Kind::Saturated, Side::Us, Retry::Never, message)

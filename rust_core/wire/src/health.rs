@@ -53,7 +53,8 @@ impl Health {
             watched.entry(engine.id()).or_insert_with(|| {
                 context.metrics.introduce(&engine);
                 let (up, receiver) = watch::channel(true);
-                let prober = Prober { context: Arc::clone(context), engine, up, facts_due: Instant::now() };
+                let prober =
+                    Prober { context: Arc::clone(context), engine, up, facts_due: Instant::now() };
                 Watched { task: tasks.spawn(prober.run()), up: receiver }
             });
         }
@@ -100,17 +101,27 @@ impl Prober {
             self.facts_due = Instant::now();
             self.tell(after, &answer);
         }
-        self.up.send_if_modified(|up| std::mem::replace(up, after != Status::Down) != (after != Status::Down));
+        self.up.send_if_modified(|up| {
+            std::mem::replace(up, after != Status::Down) != (after != Status::Down)
+        });
         if probe == Probe::Healthy && self.facts_due <= Instant::now() {
             self.learn().await;
         }
     }
 
-    fn tell(&self, status: Status, answer: &Result<Result<bytes::Bytes, Error>, tokio::time::error::Elapsed>) {
+    fn tell(
+        &self,
+        status: Status,
+        answer: &Result<Result<bytes::Bytes, Error>, tokio::time::error::Elapsed>,
+    ) {
         let engine = self.engine.spec().name.as_str();
         match (status, answer) {
-            (Status::Down, Ok(Err(error))) => tracing::warn!(engine, cause = %error, "engine is down"),
-            (Status::Down, Err(_)) => tracing::warn!(engine, cause = "no answer to health probes", "engine is down"),
+            (Status::Down, Ok(Err(error))) => {
+                tracing::warn!(engine, cause = %error, "engine is down")
+            }
+            (Status::Down, Err(_)) => {
+                tracing::warn!(engine, cause = "no answer to health probes", "engine is down")
+            }
             (Status::Ready, _) => tracing::info!(engine, "engine is ready"),
             _ => {}
         }
@@ -124,8 +135,13 @@ impl Prober {
                 self.facts_due = Instant::now() + jittered(period);
                 self.context.router.learn(&self.engine, facts);
             }
-            Ok(Err(error)) => tracing::warn!(engine = self.engine.spec().name, cause = %error, "engine's models cannot be read"),
-            Err(_) => tracing::warn!(engine = self.engine.spec().name, "engine's models cannot be read in time"),
+            Ok(Err(error)) => {
+                tracing::warn!(engine = self.engine.spec().name, cause = %error, "engine's models cannot be read")
+            }
+            Err(_) => tracing::warn!(
+                engine = self.engine.spec().name,
+                "engine's models cannot be read in time"
+            ),
         }
     }
 
@@ -133,7 +149,8 @@ impl Prober {
         let upstream = &self.context.upstream;
         let models = models(&upstream.get(&self.engine, "/v1/models").await?)?;
         // Not every engine has these; routing does without.
-        let version = upstream.get(&self.engine, "/version").await.ok().and_then(|body| version(&body));
+        let version =
+            upstream.get(&self.engine, "/version").await.ok().and_then(|body| version(&body));
         let metrics = upstream.get(&self.engine, "/metrics").await.unwrap_or_default();
         let report = scrape::read(&String::from_utf8_lossy(&metrics));
         self.usage(&self.context.router, &report);

@@ -93,21 +93,72 @@ impl Metrics {
 
     fn registered(mut self) -> Metrics {
         let r = &mut self.registry;
-        r.register("requests", "Requests by path, engine and status; 499: the client left", self.requests.clone());
-        r.register_with_unit("ttft", "Time to the first byte of the reply", Unit::Seconds, self.ttft.clone());
-        r.register_with_unit("request_duration", "Time to the last byte of the reply", Unit::Seconds, self.duration.clone());
-        r.register_with_unit("routing", "The router's own work before a request is sent", Unit::Seconds, self.routing.clone());
-        r.register("retries", "Requests tried again elsewhere after this engine failed", self.retries.clone());
-        r.register("prompt_tokens", "Prompt tokens sent to the engine (engine's count, else estimate)", self.prompt_tokens.clone());
-        r.register("overlap_tokens", "Prompt tokens that the router believed cached", self.overlap_tokens.clone());
-        r.register("cached_tokens", "Prompt tokens that the engine reported cached", self.cached_tokens.clone());
+        r.register(
+            "requests",
+            "Requests by path, engine and status; 499: the client left",
+            self.requests.clone(),
+        );
+        r.register_with_unit(
+            "ttft",
+            "Time to the first byte of the reply",
+            Unit::Seconds,
+            self.ttft.clone(),
+        );
+        r.register_with_unit(
+            "request_duration",
+            "Time to the last byte of the reply",
+            Unit::Seconds,
+            self.duration.clone(),
+        );
+        r.register_with_unit(
+            "routing",
+            "The router's own work before a request is sent",
+            Unit::Seconds,
+            self.routing.clone(),
+        );
+        r.register(
+            "retries",
+            "Requests tried again elsewhere after this engine failed",
+            self.retries.clone(),
+        );
+        r.register(
+            "prompt_tokens",
+            "Prompt tokens sent to the engine (engine's count, else estimate)",
+            self.prompt_tokens.clone(),
+        );
+        r.register(
+            "overlap_tokens",
+            "Prompt tokens that the router believed cached",
+            self.overlap_tokens.clone(),
+        );
+        r.register(
+            "cached_tokens",
+            "Prompt tokens that the engine reported cached",
+            self.cached_tokens.clone(),
+        );
         r.register("engine_up", "1 if the engine takes traffic", self.up.clone());
         r.register("running_requests", "Requests booked on the rank", self.running.clone());
-        r.register("prefill_tokens", "Booked prompt tokens that are not computed yet", self.prefill_tokens.clone());
-        r.register("resident_tokens", "Prompt tokens of the requests booked on the rank", self.resident_tokens.clone());
-        r.register("kv_usage_ratio", "KV cache usage as the engine last reported it", self.kv_usage.clone());
+        r.register(
+            "prefill_tokens",
+            "Booked prompt tokens that are not computed yet",
+            self.prefill_tokens.clone(),
+        );
+        r.register(
+            "resident_tokens",
+            "Prompt tokens of the requests booked on the rank",
+            self.resident_tokens.clone(),
+        );
+        r.register(
+            "kv_usage_ratio",
+            "KV cache usage as the engine last reported it",
+            self.kv_usage.clone(),
+        );
         r.register("inflight_requests", "Requests that the gateway holds", self.inflight.clone());
-        r.register("tree_blocks", "Blocks in the index, counted once per rank", self.tree_blocks.clone());
+        r.register(
+            "tree_blocks",
+            "Blocks in the index, counted once per rank",
+            self.tree_blocks.clone(),
+        );
         r.register("tree_bytes", "Memory of the index", self.tree_bytes.clone());
         r.register("tree_nodes", "Nodes of the index", self.tree_nodes.clone());
         self
@@ -144,7 +195,9 @@ impl Metrics {
     /// Makes every series of an engine exist, so that a first failure is a step from 0 and not a birth.
     pub(crate) fn introduce(&self, engine: &Engine) {
         let labels = of_engine(&engine.spec().name);
-        for counters in [&self.retries, &self.prompt_tokens, &self.overlap_tokens, &self.cached_tokens] {
+        for counters in
+            [&self.retries, &self.prompt_tokens, &self.overlap_tokens, &self.cached_tokens]
+        {
             drop(counters.get_or_create(&labels));
         }
         drop(self.ttft.get_or_create(&labels));

@@ -9,8 +9,7 @@ use http::header::{
 /// The request's identity in logs of gateway and engine alike.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Selects one data-parallel rank of an engine.
-pub(crate) const DATA_PARALLEL_RANK: HeaderName =
-    HeaderName::from_static("x-data-parallel-rank");
+pub(crate) const DATA_PARALLEL_RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
 /// The conversation that a request belongs to.
 pub(crate) const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
 /// Asks for the routing decision in the reply's headers.

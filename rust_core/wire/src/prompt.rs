@@ -98,7 +98,12 @@ pub fn read(
     Ok(prompt)
 }
 
-fn read_json(shape: Shape, body: &Bytes, config: &Config, router: &Router) -> Result<Prompt, Error> {
+fn read_json(
+    shape: Shape,
+    body: &Bytes,
+    config: &Config,
+    router: &Router,
+) -> Result<Prompt, Error> {
     let json = as_json(body)?;
     let fields = parse(json)?;
     let named = fields.model.map(model_name).transpose()?.unwrap_or_default();
@@ -202,7 +207,8 @@ fn prompt_source(raw: &RawValue) -> Option<Source> {
     if let Ok(tokens) = serde_json::from_str::<Vec<u32>>(raw.get()) {
         return Some(Source::Tokens(tokens));
     }
-    let first: &RawValue = serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()?.first().copied()?;
+    let first: &RawValue =
+        serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()?.first().copied()?;
     if let Some(text) = string(first) {
         return Some(Source::Text(text.into_owned().into_bytes()));
     }
@@ -249,7 +255,11 @@ fn chain(source: &Source, model: &str, cache_salt: Option<&str>, router: &Router
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate of a positive length")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate of a positive length"
+)]
 fn estimate_tokens(bytes: usize, router: &Router) -> u32 {
     (bytes as f32 / router.config().bytes_per_token) as u32
 }
@@ -262,7 +272,10 @@ fn only_model(router: &Router) -> Result<String, Error> {
     }
     let known: Vec<String> = models.into_iter().map(|model| model.id).collect();
     let known = known.join(", ");
-    Err(Error::bad_request(Some("model".into()), format!("model: this field is required; known models: {known}")))
+    Err(Error::bad_request(
+        Some("model".into()),
+        format!("model: this field is required; known models: {known}"),
+    ))
 }
 
 #[cfg(test)]

@@ -54,7 +54,11 @@ pub(crate) struct Usage {
 
 impl Record {
     /// Begins the record.
-    pub(crate) fn new(context: Arc<Context>, request_id: HeaderValue, endpoint: Endpoint) -> Record {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        request_id: HeaderValue,
+        endpoint: Endpoint,
+    ) -> Record {
         Record {
             context,
             endpoint,
@@ -221,7 +225,13 @@ mod tests {
         let chunk = br#"data: {"choices":[],"usage":{"prompt_tokens":11,"total_tokens":17,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":8}}}"#;
         let usage = read_usage(chunk);
         assert_eq!(usage, Usage { prompt: Some(11), cached: Some(8) });
-        assert_eq!(read_usage(br#"{"content":"\"usage\":{\"prompt_tokens\":5}"}"#), Usage::default());
-        assert_eq!(read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached, None);
+        assert_eq!(
+            read_usage(br#"{"content":"\"usage\":{\"prompt_tokens\":5}"}"#),
+            Usage::default()
+        );
+        assert_eq!(
+            read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached,
+            None
+        );
     }
 }

@@ -32,13 +32,16 @@ impl Tasks {
     /// # Errors
     /// The system refuses a thread or a poller.
     pub(crate) fn start() -> Result<Tasks, Error> {
-        let refused = |cause: std::io::Error| Error::internal(format!("cannot start the I/O thread: {cause}"));
+        let refused = |cause: std::io::Error| {
+            Error::internal(format!("cannot start the I/O thread: {cause}"))
+        };
         let runtime = Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(POOL_THREADS)
             .build()
             .map_err(refused)?;
-        let (handle, tracker, stop) = (runtime.handle().clone(), TaskTracker::new(), CancellationToken::new());
+        let (handle, tracker, stop) =
+            (runtime.handle().clone(), TaskTracker::new(), CancellationToken::new());
         let (tasks, stopped) = (tracker.clone(), stop.clone());
         let thread = std::thread::Builder::new()
             .name("nebula-wire".to_owned())
@@ -71,7 +74,11 @@ impl Tasks {
 
     /// Spawns for a library that needs to (a connection's own task), under the same owner.
     pub(crate) fn executor(&self) -> Executor {
-        Executor { handle: self.handle.clone(), tracker: self.tracker.clone(), stop: self.stop.clone() }
+        Executor {
+            handle: self.handle.clone(),
+            tracker: self.tracker.clone(),
+            stop: self.stop.clone(),
+        }
     }
 
     #[cfg(test)]

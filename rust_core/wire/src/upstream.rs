@@ -67,7 +67,11 @@ impl Upstream {
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection, which aborts the request in the engine.
-    pub(crate) async fn send(&self, engine: &Engine, call: Call) -> Result<Response<Incoming>, Error> {
+    pub(crate) async fn send(
+        &self,
+        engine: &Engine,
+        call: Call,
+    ) -> Result<Response<Incoming>, Error> {
         let name = &engine.spec().name;
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = call.method;
@@ -79,9 +83,10 @@ impl Upstream {
                 return Error::broken(name, &cause);
             }
             match cause.as_str() {
-                "deadline has elapsed" => {
-                    Error::connect(name, &format!("no connection within {} ms", self.connect_timeout_ms))
-                }
+                "deadline has elapsed" => Error::connect(
+                    name,
+                    &format!("no connection within {} ms", self.connect_timeout_ms),
+                ),
                 _ => Error::connect(name, &cause),
             }
         })
@@ -145,7 +150,10 @@ fn empty_roots() -> Result<rustls::ClientConfig, Error> {
 
 fn read_roots(file: &Path) -> Result<rustls::RootCertStore, Error> {
     let wrong = |cause: &dyn std::fmt::Display| {
-        Error::internal(format!("ca_file {}: {cause}; a PEM file with certificates is needed", file.display()))
+        Error::internal(format!(
+            "ca_file {}: {cause}; a PEM file with certificates is needed",
+            file.display()
+        ))
     };
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(file).map_err(|cause| wrong(&cause))? {

@@ -92,7 +92,8 @@ impl Wire {
     /// Requests that have not ended.
     #[must_use]
     pub fn inflight(&self) -> usize {
-        (self.context.config.max_inflight as usize).saturating_sub(self.inflight.available_permits())
+        (self.context.config.max_inflight as usize)
+            .saturating_sub(self.inflight.available_permits())
     }
 
     /// All metrics in Prometheus' text format.

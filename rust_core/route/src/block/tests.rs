@@ -42,7 +42,8 @@ fn an_event_can_build_the_same_chain_from_its_parts() {
 
 #[test]
 fn a_block_that_is_not_full_is_dropped() {
-    let text = |len: usize| Chain::from_text(&scope(KeyKind::Text, 8), &TEXT[..len], 4.0).hashes().len();
+    let text =
+        |len: usize| Chain::from_text(&scope(KeyKind::Text, 8), &TEXT[..len], 4.0).hashes().len();
     assert_eq!([text(0), text(7), text(8), text(15), text(16)], [0, 0, 1, 1, 2]);
 }
 

@@ -23,7 +23,13 @@ fn spec(name: &str) -> EngineSpec {
 }
 
 fn model(id: &str) -> ModelFact {
-    ModelFact { id: id.to_owned(), root: None, parent: None, max_model_len: None, raw: format!("{{\"id\":\"{id}\"}}") }
+    ModelFact {
+        id: id.to_owned(),
+        root: None,
+        parent: None,
+        max_model_len: None,
+        raw: format!("{{\"id\":\"{id}\"}}"),
+    }
 }
 
 fn facts(models: &[&str]) -> Facts {
@@ -100,7 +106,8 @@ fn round_robin_takes_turns() {
 fn random_reaches_every_engine() {
     let router = router("random", 4);
     let empty = Chain::empty(10);
-    let names: std::collections::HashSet<_> = (0..100).map(|_| name(&router.route(&query(&empty), 0).unwrap())).collect();
+    let names: std::collections::HashSet<_> =
+        (0..100).map(|_| name(&router.route(&query(&empty), 0).unwrap())).collect();
     assert_eq!(names.len(), 4);
 }
 
@@ -146,11 +153,15 @@ fn a_session_stays_and_only_sessions_of_a_lost_engine_move() {
 fn every_policy_books_the_load_and_returns_it() {
     for policy in POLICIES {
         let router = router(policy, 3);
-        let guards: Vec<_> = (0..30).map(|_| router.route(&query(&Chain::empty(100)), 0).unwrap().guard).collect();
+        let guards: Vec<_> =
+            (0..30).map(|_| router.route(&query(&Chain::empty(100)), 0).unwrap().guard).collect();
         let running: u32 = router.engines().iter().map(|engine| engine.loads()[0].running).sum();
         assert_eq!(running, 30, "{policy}");
         drop(guards);
-        assert!(router.engines().iter().all(|engine| engine.loads()[0] == crate::Load::default()), "{policy}");
+        assert!(
+            router.engines().iter().all(|engine| engine.loads()[0] == crate::Load::default()),
+            "{policy}"
+        );
     }
 }
 
@@ -159,12 +170,17 @@ fn an_unknown_model_is_told_from_one_whose_engines_are_down() {
     let router = router("kv", 2);
     let empty = Chain::empty(1);
     let unknown = Query { model: "nope", ..query(&empty) };
-    assert!(matches!(router.route(&unknown, 0), Err(Error::UnknownModel { known, .. }) if known == "m"));
+    assert!(
+        matches!(router.route(&unknown, 0), Err(Error::UnknownModel { known, .. }) if known == "m")
+    );
     for engine in router.engines() {
         router.note(&engine, Outcome::ConnectFailed, 0);
     }
     let error = router.route(&query(&empty), 1).unwrap_err();
-    assert_eq!(error.to_string(), "no engine can take a request for `m` now: e0 is down, e1 is down");
+    assert_eq!(
+        error.to_string(),
+        "no engine can take a request for `m` now: e0 is down, e1 is down"
+    );
 }
 
 #[test]

@@ -19,9 +19,9 @@ struct Stored<'a> {
 impl Tree {
     /// Applies what `rank` says of its cache.
     ///
-    /// A block is held while either claim to it stands: the exact one, from `Stored` to `Removed`, or a routed one, until its
-    /// time is up. `Removed` is the engine's own word, so it ends both; so does `Cleared`, for every block. What is routed
-    /// after it counts again.
+    /// A block is held while either claim to it stands: the exact one, from `Stored` to `Removed`, or a routed one,
+    /// until its time is up. `Removed` is the engine's own word, so it ends both; so does `Cleared`, for every block.
+    /// What is routed after it counts again.
     ///
     /// Each name stands for one block: a second name for a held block is not learned, and a name that comes again for
     /// another block leaves the first one, as if that had been removed.

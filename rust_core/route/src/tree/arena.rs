@@ -63,7 +63,8 @@ impl Arena {
     /// # Cost
     /// O(1).
     pub(super) fn bytes(&self) -> u64 {
-        let pages = self.pages.len() * (PAGE * size_of::<Node>()) + self.pages.capacity() * size_of::<Vec<Node>>();
+        let pages = self.pages.len() * (PAGE * size_of::<Node>())
+            + self.pages.capacity() * size_of::<Vec<Node>>();
         let links = (self.forks.capacity() + self.buckets.capacity()) * size_of::<NodeId>();
         self.heap + (pages + links) as u64
     }
@@ -275,7 +276,10 @@ impl Index<NodeId> for Arena {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "4 billion nodes are above any bound in bytes that a machine has")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "4 billion nodes are above any bound in bytes that a machine has"
+)]
 fn id(slot: usize) -> NodeId {
     slot as NodeId
 }

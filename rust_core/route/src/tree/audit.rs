@@ -41,38 +41,89 @@ impl Tree {
             let said = self.arena[*id].children;
             ensure!(said == *count, "node {id} has {count} children and says {said}");
         }
-        let parents = (0..self.arena.slots()).filter_map(|id| self.arena.node(id)).filter(|node| node.children > 0).count();
-        ensure!(parents == children.len(), "{parents} nodes say that they have children, {} have", children.len());
+        let parents = (0..self.arena.slots())
+            .filter_map(|id| self.arena.node(id))
+            .filter(|node| node.children > 0)
+            .count();
+        ensure!(
+            parents == children.len(),
+            "{parents} nodes say that they have children, {} have",
+            children.len()
+        );
         ensure!(live == self.arena.live(), "{live} nodes live, {} counted", self.arena.live());
         ensure!(pairs == self.arena.pairs(), "{pairs} pairs held, {} counted", self.arena.pairs());
-        ensure!(heap <= self.arena.bytes(), "{heap} bytes behind the nodes, {} counted", self.arena.bytes());
+        ensure!(
+            heap <= self.arena.bytes(),
+            "{heap} bytes behind the nodes, {} counted",
+            self.arena.bytes()
+        );
         self.audit_order(listed)?;
         self.audit_names()
     }
 
     fn audit_node(&self, id: NodeId, node: &Node) -> Result<(), String> {
         let reach = node.reach();
-        ensure!(node.children > 0 || reach == node.len(), "leaf {id} of {} blocks is claimed up to {reach}", node.len());
-        ensure!(node.holders.is_sorted_by(|one, next| one.rank < next.rank), "holders of {id} are not sorted");
+        ensure!(
+            node.children > 0 || reach == node.len(),
+            "leaf {id} of {} blocks is claimed up to {reach}",
+            node.len()
+        );
+        ensure!(
+            node.holders.is_sorted_by(|one, next| one.rank < next.rank),
+            "holders of {id} are not sorted"
+        );
         for holder in &node.holders {
-            ensure!((1..=node.len()).contains(&holder.span()), "node {id}: {holder:?} of {} blocks", node.len());
-            ensure!(holder.routed == 0 || holder.until <= node.until, "node {id}: {holder:?} outlasts {}", node.until);
+            ensure!(
+                (1..=node.len()).contains(&holder.span()),
+                "node {id}: {holder:?} of {} blocks",
+                node.len()
+            );
+            ensure!(
+                holder.routed == 0 || holder.until <= node.until,
+                "node {id}: {holder:?} outlasts {}",
+                node.until
+            );
         }
         let above = self.arena.above(id);
-        let end = if above == NONE { 0 } else { self.arena.node(above).map_or(u32::MAX, Node::end) };
-        ensure!(end == node.start, "node {id} starts at {}, the one above ends at {end}", node.start);
+        let end =
+            if above == NONE { 0 } else { self.arena.node(above).map_or(u32::MAX, Node::end) };
+        ensure!(
+            end == node.start,
+            "node {id} starts at {}, the one above ends at {end}",
+            node.start
+        );
         ensure!(self.arena.child(node.parent, node.edge[0]) == Some(id), "node {id} is not found");
-        ensure!(node.has_routed() == self.order.lists(&self.arena, id), "node {id} is wrongly listed, or not");
+        let tail = self.arena.node(node.tail);
+        let follows =
+            tail.is_some_and(|tail| tail.start == node.end() && self.arena.above(node.tail) == id);
+        ensure!(
+            node.tail == NONE || follows,
+            "node {id} has a tail that does not follow: {}",
+            node.tail
+        );
+        ensure!(
+            node.has_routed() == self.order.lists(&self.arena, id),
+            "node {id} is wrongly listed, or not"
+        );
         Ok(())
     }
 
     fn audit_order(&self, listed: usize) -> Result<(), String> {
-        let (mut at, mut seen) = (self.order.oldest(), 0);
-        while let Some(id) = at.filter(|_| seen <= listed) {
-            seen += 1;
+        let mut seen: HashMap<NodeId, (), BuildHasherDefault<Folded>> = HashMap::default();
+        let mut at = self.order.oldest();
+        while let Some(id) = at {
+            ensure!(
+                !seen.contains_key(&self.arena.above(id)),
+                "node {id} is newer than the one above"
+            );
+            ensure!(seen.insert(id, ()).is_none(), "node {id} is in the order of use twice");
             at = Some(self.arena[id].newer).filter(|newer| *newer != NONE);
         }
-        ensure!(seen == listed, "{seen} nodes in the order of use, {listed} expected");
+        ensure!(
+            seen.len() == listed,
+            "{} nodes in the order of use, {listed} expected",
+            seen.len()
+        );
         Ok(())
     }
 
@@ -82,14 +133,28 @@ impl Tree {
         for (rank, names) in &self.names {
             for (name, place) in names.iter() {
                 let Some(block) = self.find(*rank, name) else {
-                    return Err(format!("rank {rank} calls a block {name} that is gone: {place:?}"));
+                    return Err(format!(
+                        "rank {rank} calls a block {name} that is gone: {place:?}"
+                    ));
                 };
                 let exact = self.arena[block.node].holder(*rank).map_or(0, |holder| holder.exact);
-                ensure!(block.from < exact, "rank {rank} names block {} of node {}, holds {exact}", block.from, block.node);
+                ensure!(
+                    block.from < exact,
+                    "rank {rank} names block {} of node {}, holds {exact}",
+                    block.from,
+                    block.node
+                );
             }
             let nodes = (0..self.arena.slots()).filter_map(|id| self.arena.node(id));
-            let exact: u64 = nodes.filter_map(|node| node.holder(*rank)).map(|holder| u64::from(holder.exact)).sum();
-            ensure!(exact == names.len() as u64, "rank {rank} holds {exact} blocks under {} names", names.len());
+            let exact: u64 = nodes
+                .filter_map(|node| node.holder(*rank))
+                .map(|holder| u64::from(holder.exact))
+                .sum();
+            ensure!(
+                exact == names.len() as u64,
+                "rank {rank} holds {exact} blocks under {} names",
+                names.len()
+            );
         }
         Ok(())
     }

@@ -10,8 +10,8 @@ use crate::RankId;
 type Abreast = SmallVec<[u32; 64]>;
 
 impl Tree {
-    /// Puts into `out` every rank that holds the first block of `chain`, once, with the number of leading blocks it holds
-    /// without a gap. In no particular order; what was in `out` before is gone.
+    /// Puts into `out` every rank that holds the first block of `chain`, once, with the number of leading blocks it
+    /// holds without a gap. In no particular order; what was in `out` before is gone.
     ///
     /// # Cost
     /// O(nodes passed + their holders); O(log) in the blocks of an edge. No allocation up to 64 ranks but `out`'s own.
@@ -38,7 +38,13 @@ impl Tree {
     }
 
     /// Keeps abreast who holds the whole node. Both lists are sorted, so one walk over the two finds out.
-    fn advance(&self, node: &Node, shared: usize, abreast: &mut Abreast, out: &mut Vec<(RankId, u32)>) {
+    fn advance(
+        &self,
+        node: &Node,
+        shared: usize,
+        abreast: &mut Abreast,
+        out: &mut Vec<(RankId, u32)>,
+    ) {
         let whole = shared == node.edge.len();
         let holds_it = |holder: &Holder| whole && holder.held(self.now) as usize == shared;
         let all_go_on = |(rank, holder): (&u32, &Holder)| *rank == holder.rank && holds_it(holder);
@@ -60,7 +66,8 @@ impl Tree {
                 going_on += 1;
                 continue;
             }
-            let blocks = node.start + holder.map_or(0, |holder| at_most(holder.held(self.now), shared));
+            let blocks =
+                node.start + holder.map_or(0, |holder| at_most(holder.held(self.now), shared));
             if blocks > 0 {
                 out.push((RankId(rank), blocks));
             }

@@ -76,7 +76,8 @@ impl Hasher for Folded {
     }
 
     fn write_u64(&mut self, word: u64) {
-        let product = u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * u128::from(0xd6e8_feb8_6659_fd93_u64);
+        let product =
+            u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * u128::from(0xd6e8_feb8_6659_fd93_u64);
         #[expect(clippy::cast_possible_truncation, reason = "both halves are folded into one")]
         let folded = (product >> 64) as u64 ^ product as u64;
         self.0 = folded;

@@ -39,8 +39,8 @@ pub(super) struct Node {
     pub(super) parent: u32,
     /// The fork its children hang from. A split hands it to the tail, so no child needs a new parent.
     pub(super) fork: u32,
-    /// The continuation that the latest split cut off. It leads from the node in which a block was stored to the one that
-    /// has it now, so no engine's name needs a new place.
+    /// The continuation that the latest split cut off. It leads from the node in which a block was stored to the one
+    /// that has it now, so no engine's name needs a new place.
     pub(super) tail: NodeId,
     pub(super) children: u32,
     /// The next node in the same bucket; in a free slot, the next free one.
@@ -124,7 +124,10 @@ impl Node {
         }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a chain's length fits: it is cut from at most u32::MAX tokens")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a chain's length fits: it is cut from at most u32::MAX tokens"
+    )]
     pub(super) fn len(&self) -> u32 {
         self.edge.len() as u32
     }

@@ -6,8 +6,8 @@ use super::node::{Holder, NodeId};
 use crate::{Millis, RankId};
 
 impl Tree {
-    /// Notes that `rank` is about to hold all of `chain`, until `until`. What was noted before is refreshed, and becomes the
-    /// last to be evicted. A time that is already up changes nothing.
+    /// Notes that `rank` is about to hold all of `chain`, until `until`. What was noted before is refreshed, and
+    /// becomes the last to be evicted. A time that is already up changes nothing.
     ///
     /// # Cost
     /// O(nodes passed + their holders + blocks that are new), and the evictions that make room.
@@ -33,8 +33,8 @@ impl Tree {
 
     /// Tells the time, and drops the routed claims whose time is up.
     ///
-    /// They stop to count at once. Their memory returns at once too where a node has no later claim, else with the next route
-    /// through it.
+    /// They stop to count at once. Their memory returns at once too where a node has no later claim, else with the next
+    /// route through it.
     ///
     /// # Cost
     /// O(nodes dropped + their holders).

@@ -1,7 +1,8 @@
 //! The order of use of the nodes with routed claims: a list through the nodes themselves.
 //!
-//! A route refreshes its whole path, leaf first. So no node is older than one below it, and the oldest is always one that
-//! no routed prompt continues: evicting from the old end goes leaf first by itself, with nothing to search or compact.
+//! A route refreshes its whole path, leaf first. So no node is older than one below it, and the oldest is always one
+//! that no routed prompt continues: evicting from the old end goes leaf first by itself, with nothing to search or
+//! compact.
 
 use super::arena::Arena;
 use super::node::{NONE, NodeId};

@@ -77,6 +77,16 @@ fn a_rank_that_holds_less_of_an_edge_needs_no_split() {
 }
 
 #[test]
+fn a_shorter_route_splits_only_where_the_times_differ() {
+    let mut tree = Tree::new(1 << 20);
+    tree.note_route(A, &chain(0..10), 100);
+    tree.note_route(A, &chain(0..4), 100);
+    assert_eq!(tree.stats().nodes, 1);
+    tree.note_route(A, &chain(0..4), 101);
+    assert_eq!((tree.stats().nodes, tree.stats().blocks), (2, 10));
+}
+
+#[test]
 fn a_route_lapses_and_a_refreshed_one_lasts() {
     let mut tree = Tree::new(1 << 20);
     tree.note_route(A, &chain(0..10), 100);
@@ -105,7 +115,11 @@ fn events_are_followed_block_by_block() {
     let all = chain(0..8);
     assert_eq!(tree.apply(A, &stored(&[], 0..5)).stored, 5);
     assert_eq!(tree.apply(A, &stored(&all[..5], 5..8)).stored, 3);
-    assert_eq!(tree.apply(A, &stored(&all[..3], 3..8)), Applied::default(), "a second time is no news");
+    assert_eq!(
+        tree.apply(A, &stored(&all[..3], 3..8)),
+        Applied::default(),
+        "a second time is no news"
+    );
     assert_eq!(held(&tree, &all), [(A, 8)]);
     assert_eq!(tree.stats().nodes, 1);
     for (at, name) in (0..8).zip(&all).rev() {
@@ -148,7 +162,11 @@ fn an_orphan_is_counted_and_never_rooted() {
     let mut tree = Tree::new(1 << 20);
     tree.apply(B, &stored(&[], 0..3));
     let applied = tree.apply(A, &stored(&chain(0..3), 3..5));
-    assert_eq!(applied, Applied { orphans: 2, ..Applied::default() }, "another rank's parent is not this one's");
+    assert_eq!(
+        applied,
+        Applied { orphans: 2, ..Applied::default() },
+        "another rank's parent is not this one's"
+    );
     assert_eq!(held(&tree, &chain(0..5)), [(B, 3)]);
     assert_eq!(tree.stats().orphans, 2);
 }
@@ -205,7 +223,12 @@ fn a_clear_forgets_one_rank_and_its_names() {
 #[test]
 fn a_second_name_for_a_block_is_not_learned() {
     let mut tree = Tree::new(1 << 20);
-    let named = |names: [u64; 2]| Event::Stored { engine_hashes: names.to_vec(), parent: None, seed: 0, locals: vec![0, 1] };
+    let named = |names: [u64; 2]| Event::Stored {
+        engine_hashes: names.to_vec(),
+        parent: None,
+        seed: 0,
+        locals: vec![0, 1],
+    };
     tree.apply(A, &named([10, 11]));
     assert_eq!(tree.apply(A, &named([20, 21])).stored, 0);
     assert_eq!(tree.apply(A, &removed(&[20, 21])).unknown_removed, 2);
@@ -215,7 +238,12 @@ fn a_second_name_for_a_block_is_not_learned() {
 #[test]
 fn a_name_that_comes_again_leaves_its_first_block() {
     let mut tree = Tree::new(1 << 20);
-    let named = |local| Event::Stored { engine_hashes: vec![10], parent: None, seed: 0, locals: vec![local] };
+    let named = |local| Event::Stored {
+        engine_hashes: vec![10],
+        parent: None,
+        seed: 0,
+        locals: vec![local],
+    };
     tree.apply(A, &named(0));
     let applied = tree.apply(A, &named(1));
     assert_eq!((applied.stored, applied.removed), (1, 1));
@@ -225,8 +253,12 @@ fn a_name_that_comes_again_leaves_its_first_block() {
 #[test]
 fn a_block_cannot_be_its_own_parent() {
     let mut tree = Tree::new(1 << 20);
-    tree.apply(A, &Event::Stored { engine_hashes: vec![10], parent: None, seed: 0, locals: vec![0] });
-    let itself = Event::Stored { engine_hashes: vec![10], parent: Some(10), seed: 0, locals: vec![0] };
+    tree.apply(
+        A,
+        &Event::Stored { engine_hashes: vec![10], parent: None, seed: 0, locals: vec![0] },
+    );
+    let itself =
+        Event::Stored { engine_hashes: vec![10], parent: Some(10), seed: 0, locals: vec![0] };
     let applied = tree.apply(A, &itself);
     assert_eq!(applied, Applied { removed: 1, orphans: 1, ..Applied::default() });
     assert_eq!(tree.stats().nodes, 0);
@@ -248,7 +280,11 @@ fn the_least_recently_used_leaf_goes_first() {
     }
     assert_eq!(held(&tree, &first), [(A, 80)], "it was used again before the others came");
     let second = chain(system().chain(100_100..100_140));
-    assert_eq!(held(&tree, &second), [(A, 40)], "it was the oldest, and the start that all share was not");
+    assert_eq!(
+        held(&tree, &second),
+        [(A, 40)],
+        "it was the oldest, and the start that all share was not"
+    );
     assert_eq!(tree.stats().evicted % 40, 0);
     assert!((20 * 40..30 * 40).contains(&tree.stats().evicted), "{}", tree.stats().evicted);
 }

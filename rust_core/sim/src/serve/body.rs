@@ -15,11 +15,7 @@ pub(crate) enum Body {
     /// Server-sent events.
     Stream(Box<Stream>),
     /// The first `part` of a reply that announces `announced` bytes; then the connection ends or hangs.
-    Cut {
-        part: Bytes,
-        announced: u64,
-        ending: Ending,
-    },
+    Cut { part: Bytes, announced: u64, ending: Ending },
     /// Nothing is left to send.
     Done,
 }
@@ -75,9 +71,9 @@ impl hyper::body::Body for Body {
                 *self = Body::Done;
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Body::Stream(stream) => stream
-                .poll_bytes(cx)
-                .map(|next| next.map(|bytes| bytes.map(Frame::data))),
+            Body::Stream(stream) => {
+                stream.poll_bytes(cx).map(|next| next.map(|bytes| bytes.map(Frame::data)))
+            }
             Body::Cut { part, .. } if !part.is_empty() => {
                 let part = std::mem::take(part);
                 Poll::Ready(Some(Ok(Frame::data(part))))

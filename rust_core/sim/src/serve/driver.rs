@@ -97,25 +97,12 @@ impl Driver {
         state.last_id += 1;
         let id = state.last_id;
         let now = self.now(&state.engine);
-        state.engine.submit(
-            Request {
-                id,
-                prompt,
-                chain_seed,
-                max_tokens,
-                finish,
-            },
-            now,
-        );
+        state.engine.submit(Request { id, prompt, chain_seed, max_tokens, finish }, now);
         state.replies.insert(id, Arc::clone(&cell));
         if state.engine.ends().is_none() {
             self.submitted.notify_one();
         }
-        Ticket {
-            driver: Arc::clone(self),
-            id,
-            cell,
-        }
+        Ticket { driver: Arc::clone(self), id, cell }
     }
 
     /// What `look` sees in the engine.
@@ -175,24 +162,11 @@ impl Driver {
 }
 
 fn tell(replies: &mut HashedMap<Arc<Mutex<Cell>>>, emission: &Emission) {
-    let Emission {
-        id,
-        produced,
-        cached,
-        finished,
-    } = *emission;
-    let told = if finished {
-        replies.remove(&id)
-    } else {
-        replies.get(&id).map(Arc::clone)
-    };
+    let Emission { id, produced, cached, finished } = *emission;
+    let told = if finished { replies.remove(&id) } else { replies.get(&id).map(Arc::clone) };
     if let Some(cell) = told {
         let mut cell = cell.lock();
-        cell.progress = Progress {
-            produced,
-            cached,
-            finished,
-        };
+        cell.progress = Progress { produced, cached, finished };
         if let Some(waker) = cell.waker.take() {
             waker.wake();
         }

@@ -39,31 +39,20 @@ pub(crate) async fn answer(
         Some(Effect::Status { status: code }) => return Err(Refusal::injected(status(code))),
         _ => {}
     }
-    let bounds = Bounds {
-        model: &app.config.model,
-        max_model_len: app.config.max_model_len,
-    };
+    let bounds = Bounds { model: &app.config.model, max_model_len: app.config.max_model_len };
     let mut ask = openai::ask(face, body, bounds)?;
     let shape = shape(app, face, head, &ask);
     let prompt = std::mem::take(&mut ask.prompt);
     let started = Instant::now();
-    let ticket = app
-        .driver
-        .submit(prompt, ask.chain_seed, ask.tokens, ask.finish);
+    let ticket = app.driver.submit(prompt, ask.chain_seed, ask.tokens, ask.finish);
     if ask.stream {
         let mut stream = Stream::new(ticket, Chunks::new(shape));
         match effect {
             Some(Effect::DieMidStream { after_chunks }) => {
-                stream.set_mishap(Mishap {
-                    after_chunks,
-                    ending: Ending::DIES,
-                });
+                stream.set_mishap(Mishap { after_chunks, ending: Ending::DIES });
             }
             Some(Effect::HangMidStream { after_chunks }) => {
-                stream.set_mishap(Mishap {
-                    after_chunks,
-                    ending: Ending::Hangs,
-                });
+                stream.set_mishap(Mishap { after_chunks, ending: Ending::Hangs });
             }
             Some(Effect::Slow { factor }) => stream.set_slow(factor),
             _ => {}
@@ -94,18 +83,15 @@ fn wished(header: &str) -> Result<Option<Effect>, Refusal> {
         .map_err(refuse)?
         .map(|fault| fault.effect)
     {
-        Some(Effect::Refuse { .. }) => Err(refuse(
-            "a request that is here cannot be refused a connection".to_owned(),
-        )),
+        Some(Effect::Refuse { .. }) => {
+            Err(refuse("a request that is here cannot be refused a connection".to_owned()))
+        }
         effect => Ok(effect),
     }
 }
 
 fn shape(app: &App, face: Face, head: &Parts, ask: &Ask) -> Shape {
-    let given = head
-        .headers
-        .get(REQUEST_ID_HEADER)
-        .and_then(|value| value.to_str().ok());
+    let given = head.headers.get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
     let suffix = given.map_or_else(|| app.next_id(), str::to_owned);
     let prompt_tokens = u32::try_from(ask.prompt.len()).unwrap_or(u32::MAX);
     Shape {
@@ -126,10 +112,7 @@ fn shape(app: &App, face: Face, head: &Parts, ask: &Ask) -> Shape {
 /// The first half of a reply, under a head that announces all of it.
 fn cut(whole: &Bytes, ending: Ending) -> Response<Body> {
     let mut response = json(Bytes::new());
-    *response.body_mut() = Body::Cut {
-        part: whole.slice(..whole.len() / 2),
-        announced: whole.len() as u64,
-        ending,
-    };
+    *response.body_mut() =
+        Body::Cut { part: whole.slice(..whole.len() / 2), announced: whole.len() as u64, ending };
     response
 }

@@ -67,9 +67,7 @@ pub(crate) async fn answer(
         Err(Refusal::Reset) => return Err(Died),
         Err(refusal) => refused(refusal),
     };
-    response
-        .headers_mut()
-        .insert(SERVER, HeaderValue::from_static("nebula-sim"));
+    response.headers_mut().insert(SERVER, HeaderValue::from_static("nebula-sim"));
     response.headers_mut().insert(NAME_HEADER, app.name.clone());
     Ok(response)
 }
@@ -114,10 +112,7 @@ async fn dispatch(app: &Arc<App>, head: &Parts, body: Incoming) -> Result<Respon
         }
         Endpoint::SetFault => {
             let wish: Wish = openai::parse(&body)?;
-            app.set_fault(
-                wish.fault()
-                    .map_err(|why| Refusal::bad_request(why, Some("kind")))?,
-            );
+            app.set_fault(wish.fault().map_err(|why| Refusal::bad_request(why, Some("kind")))?);
             json(r#"{"success":true}"#)
         }
     })
@@ -143,11 +138,8 @@ fn find(path: &str) -> Option<(Endpoint, &'static str)> {
 }
 
 fn is_json(head: &Parts) -> bool {
-    let kind = head
-        .headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let kind =
+        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';')
         .next()
         .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"))
@@ -158,9 +150,7 @@ fn refused(refusal: Refusal) -> Response<Body> {
     let mut response = json(body);
     *response.status_mut() = status;
     if let Some(allow) = allow {
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static(allow));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     }
     response
 }
@@ -207,8 +197,7 @@ impl App {
     /// Replaces the fault in force; none ends it.
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         let slowdown = self.faults.lock().set(fault);
-        self.driver
-            .with_engine(|engine| engine.set_slowdown(slowdown));
+        self.driver.with_engine(|engine| engine.set_slowdown(slowdown));
         let wanted = match fault.map(|fault| fault.effect) {
             Some(Effect::Refuse { for_ms }) => Door::Shut { for_ms },
             _ => Door::Open,
@@ -234,17 +223,10 @@ impl App {
 
     fn tokenize(&self, body: &[u8]) -> Result<String, Refusal> {
         let openai::Tokenized { tokens, want_texts } = openai::tokenize(body)?;
-        let texts = want_texts.then(|| {
-            tokens
-                .iter()
-                .map(|&id| token::decode(&[id]))
-                .collect::<Vec<_>>()
-        });
-        let (count, max, tokens) = (
-            tokens.len(),
-            self.config.max_model_len,
-            serde_json::Value::from(tokens),
-        );
+        let texts =
+            want_texts.then(|| tokens.iter().map(|&id| token::decode(&[id])).collect::<Vec<_>>());
+        let (count, max, tokens) =
+            (tokens.len(), self.config.max_model_len, serde_json::Value::from(tokens));
         let texts = serde_json::Value::from(texts);
         Ok(format!(
             r#"{{"count":{count},"max_model_len":{max},"tokens":{tokens},"token_strs":{texts}}}"#
@@ -254,9 +236,7 @@ impl App {
 
 /// Seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn models(config: &SimConfig, model: &str, permission: u64) -> String {

@@ -105,11 +105,7 @@ async fn shut(
 }
 
 fn reserve(addr: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if addr.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     Ok(socket)
@@ -120,23 +116,14 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut door: watch::Receiver<
     // Small writes are the point of a stream of tokens. A socket that cannot be told so still works.
     let _ = stream.set_nodelay(true);
     let reset = Arc::new(AtomicBool::new(false));
-    let line = TokioIo::new(Line {
-        stream,
-        reset: Arc::clone(&reset),
-    });
+    let line = TokioIo::new(Line { stream, reset: Arc::clone(&reset) });
     let service = service_fn(move |request| {
         let (app, reset) = (Arc::clone(&app), Arc::clone(&reset));
-        async move {
-            answer(&app, request)
-                .await
-                .inspect_err(|_| reset.store(true, Ordering::Relaxed))
-        }
+        async move { answer(&app, request).await.inspect_err(|_| reset.store(true, Ordering::Relaxed)) }
     });
     let mut http = http1::Builder::new();
     // hyper counts the time until a head is whole from the end of the last reply: an idle connection is closed by it.
-    http.pipeline_flush(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(KEEP_ALIVE);
+    http.pipeline_flush(true).timer(TokioTimer::new()).header_read_timeout(KEEP_ALIVE);
     let mut connection = pin!(http.serve_connection(line, service));
     // A connection that fails has lost its client, or was made to fail: nobody is left to tell.
     tokio::select! {

@@ -16,28 +16,13 @@ struct Page<'a> {
 
 /// Everything that the engine knows of itself.
 pub(crate) fn render(config: &SimConfig, engine: &Engine) -> String {
-    let model = config
-        .model
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n");
-    let mut page = Page {
-        text: String::with_capacity(16 << 10),
-        model: &model,
-    };
+    let model = config.model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let mut page = Page { text: String::with_capacity(16 << 10), model: &model };
     gauges(&mut page, engine);
     counters(&mut page, engine.stats());
     histograms(&mut page, engine.stats());
-    page.head(
-        "cache_config_info",
-        "gauge",
-        "Information of the LLMEngine CacheConfig",
-    );
-    let SimConfig {
-        block_size,
-        kv_blocks,
-        ..
-    } = config;
+    page.head("cache_config_info", "gauge", "Information of the LLMEngine CacheConfig");
+    let SimConfig { block_size, kv_blocks, .. } = config;
     let tokens = u64::from(*block_size) * u64::from(*kv_blocks);
     let _ = writeln!(
         page.text,
@@ -50,31 +35,11 @@ pub(crate) fn render(config: &SimConfig, engine: &Engine) -> String {
 fn gauges(page: &mut Page<'_>, engine: &Engine) {
     let scheduler = engine.scheduler();
     let (running, waiting) = (scheduler.running() as f64, scheduler.waiting() as f64);
-    page.gauge(
-        "num_requests_running",
-        "Number of requests in model execution batches.",
-        running,
-    );
-    page.gauge(
-        "num_requests_waiting",
-        "Number of requests waiting to be processed.",
-        waiting,
-    );
-    page.head(
-        "num_requests_waiting_by_reason",
-        "gauge",
-        "Number of waiting requests by reason.",
-    );
-    page.sample(
-        "num_requests_waiting_by_reason",
-        Some(("reason", "capacity")),
-        waiting,
-    );
-    page.sample(
-        "num_requests_waiting_by_reason",
-        Some(("reason", "deferred")),
-        0.0,
-    );
+    page.gauge("num_requests_running", "Number of requests in model execution batches.", running);
+    page.gauge("num_requests_waiting", "Number of requests waiting to be processed.", waiting);
+    page.head("num_requests_waiting_by_reason", "gauge", "Number of waiting requests by reason.");
+    page.sample("num_requests_waiting_by_reason", Some(("reason", "capacity")), waiting);
+    page.sample("num_requests_waiting_by_reason", Some(("reason", "deferred")), 0.0);
     page.gauge(
         "kv_cache_usage_perc",
         "KV-cache usage. 1 means 100 percent usage.",
@@ -83,9 +48,7 @@ fn gauges(page: &mut Page<'_>, engine: &Engine) {
 }
 
 fn counters(page: &mut Page<'_>, stats: &Stats) {
-    let computed = stats
-        .prompt_tokens
-        .saturating_sub(stats.prompt_tokens_cached);
+    let computed = stats.prompt_tokens.saturating_sub(stats.prompt_tokens_cached);
     page.counter(
         "prefix_cache_queries",
         "Prefix cache queries, in terms of number of queried tokens.",
@@ -101,11 +64,7 @@ fn counters(page: &mut Page<'_>, stats: &Stats) {
         "Cumulative number of preemption from the engine.",
         stats.preemptions,
     );
-    page.counter(
-        "prompt_tokens",
-        "Number of prefill tokens processed.",
-        stats.prompt_tokens,
-    );
+    page.counter("prompt_tokens", "Number of prefill tokens processed.", stats.prompt_tokens);
     let by_source = [
         ("local_compute", computed),
         ("local_cache_hit", stats.prompt_tokens_cached),
@@ -186,20 +145,14 @@ fn histograms(page: &mut Page<'_>, stats: &Stats) {
 
 impl Page<'_> {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = write!(
-            self.text,
-            "# HELP vllm:{name} {help}\n# TYPE vllm:{name} {kind}\n"
-        );
+        let _ = write!(self.text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} {kind}\n");
     }
 
     /// One value. Labels stand in alphabetical order, as the Python client writes them.
     fn sample(&mut self, name: &str, label: Option<(&str, &str)>, value: f64) {
         let model = self.model;
         let _ = match label {
-            None => write!(
-                self.text,
-                "vllm:{name}{{engine=\"0\",model_name=\"{model}\"}} "
-            ),
+            None => write!(self.text, "vllm:{name}{{engine=\"0\",model_name=\"{model}\"}} "),
             Some((key, label)) if key < "model_name" => {
                 write!(
                     self.text,
@@ -240,11 +193,7 @@ impl Page<'_> {
         self.head(name, "histogram", help);
         let bucket = format!("{name}_bucket");
         for (bound, count) in histogram.cumulative() {
-            let bound = if bound.is_finite() {
-                format!("{bound:?}")
-            } else {
-                "+Inf".to_owned()
-            };
+            let bound = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
             self.sample(&bucket, Some(("le", &bound)), count as f64);
         }
         self.sample(&format!("{name}_count"), None, histogram.count() as f64);

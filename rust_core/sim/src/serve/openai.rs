@@ -132,11 +132,7 @@ pub(crate) fn ask(face: Face, body: &[u8], bounds: Bounds<'_>) -> Result<Ask, Re
         Face::Chat => conversation(body)?,
         Face::Completion => completion(body)?,
     };
-    if let Some(model) = common
-        .model
-        .as_deref()
-        .filter(|&model| model != bounds.model)
-    {
+    if let Some(model) = common.model.as_deref().filter(|&model| model != bounds.model) {
         return Err(Refusal::unknown_model(model, bounds.model));
     }
     if common.n.is_some_and(|n| n != 1) {
@@ -148,16 +144,11 @@ pub(crate) fn ask(face: Face, body: &[u8], bounds: Bounds<'_>) -> Result<Ask, Re
     let stream = common.stream.unwrap_or(false);
     if common.stream_options.is_some() && !stream {
         let message = "Stream options can only be defined when `stream=True`.".to_owned();
-        return Err(Refusal::validation(
-            &message,
-            Some("stream_options".to_owned()),
-        ));
+        return Err(Refusal::validation(&message, Some("stream_options".to_owned())));
     }
     let reply = Reply::to(&prompt);
     let (tokens, finish) = limit(face, &common, &prompt, reply, bounds)?;
-    let usage = common
-        .stream_options
-        .map_or(Usage::Never, |options| options.usage());
+    let usage = common.stream_options.map_or(Usage::Never, |options| options.usage());
     Ok(Ask {
         chain_seed: hash::chain_seed(common.cache_salt.as_deref().unwrap_or_default()),
         prompt,
@@ -174,15 +165,10 @@ pub(crate) fn ask(face: Face, body: &[u8], bounds: Bounds<'_>) -> Result<Ask, Re
 pub(crate) fn tokenize(body: &[u8]) -> Result<Tokenized, Refusal> {
     let options: TokenizeOptions = parse(body)?;
     let tokens = match parse::<Completion<'_>>(body) {
-        Ok(Completion {
-            prompt: Some(prompt),
-        }) => prompt.into_tokens()?,
+        Ok(Completion { prompt: Some(prompt) }) => prompt.into_tokens()?,
         _ => conversation(body)?,
     };
-    Ok(Tokenized {
-        tokens,
-        want_texts: options.return_token_strs.unwrap_or(false),
-    })
+    Ok(Tokenized { tokens, want_texts: options.return_token_strs.unwrap_or(false) })
 }
 
 /// The text of a `/detokenize` body.
@@ -206,10 +192,9 @@ fn limit(
     let (name, asked) = match (face, common.max_completion_tokens) {
         (Face::Chat, Some(tokens)) => ("max_completion_tokens", Some(tokens)),
         (Face::Chat, None) => ("max_tokens", common.max_tokens),
-        (Face::Completion, _) => (
-            "max_tokens",
-            Some(common.max_tokens.unwrap_or(COMPLETION_TOKENS)),
-        ),
+        (Face::Completion, _) => {
+            ("max_tokens", Some(common.max_tokens.unwrap_or(COMPLETION_TOKENS)))
+        }
     };
     let len = i64::from(bounds.max_model_len);
     if let Some(tokens) = asked.filter(|&tokens| tokens > len) {
@@ -254,9 +239,7 @@ fn conversation(body: &[u8]) -> Result<Vec<u32>, Refusal> {
     }
     for message in &conversation.messages {
         token::open_turn(&message.role, &mut tokens);
-        message
-            .content
-            .map_or(Ok(()), |content| encode_content(content, &mut tokens))?;
+        message.content.map_or(Ok(()), |content| encode_content(content, &mut tokens))?;
         if let Some(calls) = message.tool_calls.filter(|calls| calls.get() != "null") {
             token::encode(calls.get(), &mut tokens);
         }
@@ -287,9 +270,8 @@ fn encode_content(content: &RawValue, tokens: &mut Vec<u32>) -> Result<(), Refus
 }
 
 fn completion(body: &[u8]) -> Result<Vec<u32>, Refusal> {
-    let tokens = parse::<Completion<'_>>(body)?
-        .prompt
-        .map_or(Ok(Vec::new()), Prompt::into_tokens)?;
+    let tokens =
+        parse::<Completion<'_>>(body)?.prompt.map_or(Ok(Vec::new()), Prompt::into_tokens)?;
     if tokens.is_empty() {
         let message = "Either prompt or prompt_embeds must be provided and non-empty.";
         return Err(Refusal::validation(message, Some("prompt".to_owned())));

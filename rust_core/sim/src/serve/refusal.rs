@@ -10,12 +10,7 @@ use serde_json::value::RawValue;
 #[derive(Debug)]
 pub(crate) enum Refusal {
     /// What the `OpenAI` face says: `{"error":{"message","type","param","code"}}`.
-    Api {
-        status: StatusCode,
-        kind: &'static str,
-        message: String,
-        param: Option<String>,
-    },
+    Api { status: StatusCode, kind: &'static str, message: String, param: Option<String> },
     /// What the web framework below it says: `{"detail":"Not Found"}`.
     NotFound,
     /// The same for a known path, with the methods that it has.
@@ -46,31 +41,18 @@ impl Refusal {
     /// The head and the body of the reply.
     pub(crate) fn into_parts(self) -> (StatusCode, Option<&'static str>, Bytes) {
         match self {
-            Refusal::Api {
-                status,
-                kind,
-                message,
-                param,
-            } => {
+            Refusal::Api { status, kind, message, param } => {
                 let error = ErrorInfo {
                     message: &message,
                     r#type: kind,
                     param: param.as_deref(),
                     code: status.as_u16(),
                 };
-                (
-                    status,
-                    None,
-                    serde_json::to_vec(&Envelope { error })
-                        .unwrap_or_default()
-                        .into(),
-                )
+                (status, None, serde_json::to_vec(&Envelope { error }).unwrap_or_default().into())
             }
-            Refusal::NotFound => (
-                StatusCode::NOT_FOUND,
-                None,
-                Bytes::from_static(br#"{"detail":"Not Found"}"#),
-            ),
+            Refusal::NotFound => {
+                (StatusCode::NOT_FOUND, None, Bytes::from_static(br#"{"detail":"Not Found"}"#))
+            }
             Refusal::MethodNotAllowed { allow } => {
                 let body = Bytes::from_static(br#"{"detail":"Method Not Allowed"}"#);
                 (StatusCode::METHOD_NOT_ALLOWED, Some(allow), body)
@@ -107,10 +89,7 @@ impl Refusal {
     }
 
     pub(crate) fn content_type() -> Refusal {
-        Refusal::validation(
-            "Unsupported Media Type: Only 'application/json' is allowed",
-            None,
-        )
+        Refusal::validation("Unsupported Media Type: Only 'application/json' is allowed", None)
     }
 
     pub(crate) fn unknown_model(model: &str, known: &str) -> Refusal {
@@ -133,12 +112,7 @@ impl Refusal {
             status if status.is_server_error() => ("InternalServerError", "Internal server error"),
             _ => ("BadRequestError", "Bad request"),
         };
-        Refusal::Api {
-            status,
-            kind,
-            message: message.to_owned(),
-            param: None,
-        }
+        Refusal::Api { status, kind, message: message.to_owned(), param: None }
     }
 
     /// Why `body` is no request.
@@ -158,11 +132,9 @@ impl Refusal {
             .and_then(|rest| rest.split('`').next())
         {
             Some(field) => ("missing", format!("body.{field}"), "Field required"),
-            None => (
-                "value_error",
-                "body".to_owned(),
-                said.split(" at line ").next().unwrap_or(&said),
-            ),
+            None => {
+                ("value_error", "body".to_owned(), said.split(" at line ").next().unwrap_or(&said))
+            }
         };
         let rendered = format!(
             "{{'type': '{kind}', 'loc': '{loc}', 'msg': '{msg}', 'input': '<dict of {fields} items>'}}"
@@ -188,9 +160,7 @@ fn invalid_json(body: &[u8], error: &serde_json::Error) -> Refusal {
         s if s.starts_with("trailing characters") => "Extra data",
         _ => "Expecting value",
     };
-    let lines_before = body
-        .split_inclusive(|&b| b == b'\n')
-        .take(error.line().saturating_sub(1));
+    let lines_before = body.split_inclusive(|&b| b == b'\n').take(error.line().saturating_sub(1));
     let line_start: usize = lines_before.map(<[u8]>::len).sum();
     let at_end = usize::from(error.classify() != Category::Eof);
     let at = (line_start + error.column()).saturating_sub(at_end);

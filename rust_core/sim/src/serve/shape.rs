@@ -90,22 +90,14 @@ impl Shape {
 
     /// The body of a reply that is not streamed.
     pub(crate) fn whole(&self, progress: Progress) -> String {
-        let Shape {
-            id,
-            model,
-            created,
-            prompt_tokens,
-            tokens,
-            ..
-        } = self;
+        let Shape { id, model, created, prompt_tokens, tokens, .. } = self;
         let text = self.reply.text(*tokens);
         let finish = self.finish_reason();
         let total = prompt_tokens + tokens;
-        let ids = self.token_ids.as_ref().map(|_| {
-            (0..*tokens)
-                .map(|i| self.reply.token(i))
-                .collect::<Vec<_>>()
-        });
+        let ids = self
+            .token_ids
+            .as_ref()
+            .map(|_| (0..*tokens).map(|i| self.reply.token(i)).collect::<Vec<_>>());
         let (ids, prompt_ids) = (json(ids.as_ref()), json(self.token_ids.as_ref()));
         let cached = progress.cached;
         let usage = |created_cache: &str| {
@@ -135,25 +127,15 @@ impl Shape {
 impl Chunks {
     pub(crate) fn new(shape: Shape) -> Chunks {
         let (object, choice) = match shape.face {
-            Face::Chat => (
-                "chat.completion.chunk",
-                r#"{"index":0,"delta":{"content":""#,
-            ),
+            Face::Chat => ("chat.completion.chunk", r#"{"index":0,"delta":{"content":""#),
             Face::Completion => ("text_completion", r#"{"index":0,"text":""#),
         };
-        let Shape {
-            id, model, created, ..
-        } = &shape;
+        let Shape { id, model, created, .. } = &shape;
         let head = format!(
             r#"data: {{"id":{id},"object":"{object}","created":{created},"model":{model},"choices":["#
         );
         let open = [head.as_bytes(), choice.as_bytes()].concat();
-        let mut chunks = Chunks {
-            shape,
-            head: head.into_bytes(),
-            open,
-            close: None,
-        };
+        let mut chunks = Chunks { shape, head: head.into_bytes(), open, close: None };
         if chunks.shape.token_ids.is_none() && chunks.shape.usage != Usage::Every {
             let mut close = BytesMut::new();
             chunks.write_close(0, false, &mut close);
@@ -178,10 +160,7 @@ impl Chunks {
         out.extend_from_slice(choice.as_bytes());
         self.write_continuous_usage(0, out);
         let prompt_ids = json(self.shape.token_ids.as_ref());
-        put(
-            out,
-            format_args!(",\"prompt_token_ids\":{prompt_ids},\"prompt_text\":null}}\n\n"),
-        );
+        put(out, format_args!(",\"prompt_token_ids\":{prompt_ids},\"prompt_text\":null}}\n\n"));
     }
 
     /// The chunk of token number `index`.
@@ -197,12 +176,7 @@ impl Chunks {
 
     /// The chunk that carries the usage.
     pub(crate) fn usage(&self, progress: Progress, out: &mut BytesMut) {
-        let Shape {
-            prompt_tokens,
-            tokens,
-            face,
-            ..
-        } = &self.shape;
+        let Shape { prompt_tokens, tokens, face, .. } = &self.shape;
         let (total, cached) = (prompt_tokens + tokens, progress.cached);
         out.extend_from_slice(&self.head);
         put(
@@ -220,19 +194,13 @@ impl Chunks {
                 ),
             );
         }
-        put(
-            out,
-            format_args!("}}}},\"system_fingerprint\":\"{FINGERPRINT}\"}}\n\n"),
-        );
+        put(out, format_args!("}}}},\"system_fingerprint\":\"{FINGERPRINT}\"}}\n\n"));
     }
 
     fn write_close(&self, index: u32, last: bool, out: &mut BytesMut) {
         let shape = &self.shape;
-        let finish = if last {
-            format!("\"{}\"", shape.finish_reason())
-        } else {
-            "null".to_owned()
-        };
+        let finish =
+            if last { format!("\"{}\"", shape.finish_reason()) } else { "null".to_owned() };
         let ids = json(shape.token_ids.as_ref().map(|_| [shape.reply.token(index)]));
         match shape.face {
             Face::Chat => {
@@ -256,29 +224,17 @@ impl Chunks {
         }
         self.write_continuous_usage(index + 1, out);
         if last && shape.usage == Usage::Never {
-            put(
-                out,
-                format_args!(r#","system_fingerprint":"{FINGERPRINT}""#),
-            );
+            put(out, format_args!(r#","system_fingerprint":"{FINGERPRINT}""#));
         }
         out.extend_from_slice(b"}\n\n");
     }
 
     fn write_continuous_usage(&self, completion: u32, out: &mut BytesMut) {
-        let Shape {
-            prompt_tokens,
-            usage,
-            face,
-            ..
-        } = &self.shape;
+        let Shape { prompt_tokens, usage, face, .. } = &self.shape;
         if *usage != Usage::Every {
             return;
         }
-        let details = if *face == Face::Chat {
-            r#","completion_tokens_details":null"#
-        } else {
-            ""
-        };
+        let details = if *face == Face::Chat { r#","completion_tokens_details":null"# } else { "" };
         let total = prompt_tokens + completion;
         put(
             out,

@@ -75,11 +75,7 @@ impl Stream {
 
     /// Makes every gap of the stream `factor` times as long.
     pub(crate) fn set_slow(&mut self, factor: f64) {
-        self.pace = Some(Pace {
-            factor,
-            started: Instant::now(),
-            held: None,
-        });
+        self.pace = Some(Pace { factor, started: Instant::now(), held: None });
     }
 
     /// Adds the comment line that tells how many bytes the stream has, and their hash.
@@ -157,10 +153,7 @@ impl Stream {
     /// Counts an event; false once the stream's time has come.
     fn may_send(&mut self) -> bool {
         match &mut self.mishap {
-            Some(Mishap {
-                after_chunks: 0,
-                ending,
-            }) => {
+            Some(Mishap { after_chunks: 0, ending }) => {
                 self.phase = Phase::Ending(*ending);
                 false
             }
@@ -182,10 +175,6 @@ impl Checksum {
     }
 
     fn line(&self) -> String {
-        format!(
-            ": xxh3={:016x} bytes={}\n\n",
-            self.hash.digest(),
-            self.bytes
-        )
+        format!(": xxh3={:016x} bytes={}\n\n", self.hash.digest(), self.bytes)
     }
 }

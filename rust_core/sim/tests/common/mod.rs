@@ -51,33 +51,21 @@ impl Reply {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// The payloads of the events, `[DONE]` included.
     pub fn events(&self) -> Vec<&str> {
-        self.text()
-            .split("\n\n")
-            .filter_map(|event| event.strip_prefix("data: "))
-            .collect()
+        self.text().split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect()
     }
 
     /// Parses the bytes of a connection that has ended, or of a captured file.
     pub fn parse(raw: &[u8]) -> Reply {
-        let end = raw
-            .windows(4)
-            .position(|four| four == b"\r\n\r\n")
-            .expect("a whole head")
-            + 4;
+        let end = raw.windows(4).position(|four| four == b"\r\n\r\n").expect("a whole head") + 4;
         let head = std::str::from_utf8(&raw[..end]).expect("a head of text");
         let mut lines = head.lines();
-        let status = lines
-            .next()
-            .and_then(|line| line.split(' ').nth(1))
-            .and_then(|code| code.parse().ok());
+        let status =
+            lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
         let headers: Vec<_> = lines
             .filter_map(|line| line.split_once(": "))
             .map(|(key, value)| (key.to_ascii_lowercase(), value.to_owned()))
@@ -90,12 +78,7 @@ impl Reply {
             Some(len) => (raw[end..].to_vec(), raw.len() - end == len),
             None => dechunk(&raw[end..]),
         };
-        Reply {
-            status: status.expect("a status"),
-            headers,
-            body,
-            complete,
-        }
+        Reply { status: status.expect("a status"), headers, body, complete }
     }
 }
 
@@ -127,22 +110,14 @@ pub async fn open(
 ) -> TcpStream {
     let mut stream = TcpStream::connect(addr).await.expect("a connection");
     let typed = headers.iter().any(|(key, _)| *key == "content-type");
-    let content_type = if typed {
-        ""
-    } else {
-        "content-type: application/json\r\n"
-    };
-    let extra = headers.iter().fold(String::new(), |all, (key, value)| {
-        all + key + ": " + value + "\r\n"
-    });
+    let content_type = if typed { "" } else { "content-type: application/json\r\n" };
+    let extra =
+        headers.iter().fold(String::new(), |all, (key, value)| all + key + ": " + value + "\r\n");
     let len = body.len();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n{content_type}{extra}content-length: {len}\r\n\r\n{body}"
     );
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .expect("the request is written");
+    stream.write_all(request.as_bytes()).await.expect("the request is written");
     stream
 }
 
@@ -184,9 +159,7 @@ pub async fn until(mut done: impl AsyncFnMut() -> bool) {
 
 /// A file of `tests/data`.
 pub fn captured(name: &str) -> Vec<u8> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name);
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
     std::fs::read(path).expect("captured bytes")
 }
 

@@ -27,7 +27,8 @@ pub(super) fn read(text: &str) -> Report {
             }
             "vllm:cache_config_info" => {
                 report.block_size = label(labels, "block_size").and_then(|text| text.parse().ok());
-                report.kv_blocks = label(labels, "num_gpu_blocks").and_then(|text| text.parse().ok());
+                report.kv_blocks =
+                    label(labels, "num_gpu_blocks").and_then(|text| text.parse().ok());
             }
             _ => {}
         }

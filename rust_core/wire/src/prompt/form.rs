@@ -20,19 +20,16 @@ pub(super) fn read(headers: &HeaderMap, body: Bytes, config: &Config) -> Result<
         let message = "Content-Type must be multipart/form-data with a boundary";
         Error::bad_request(None, message)
     })?;
-    let mut prompt = Prompt {
-        model: String::new(),
-        chain: Chain::empty(UPLOAD_TOKENS),
-        session: None,
-        body,
-    };
+    let mut prompt =
+        Prompt { model: String::new(), chain: Chain::empty(UPLOAD_TOKENS), session: None, body };
     let Some(span) = field(&prompt.body, boundary, "model") else {
         return Ok(prompt);
     };
     let named = std::str::from_utf8(&prompt.body[span.clone()])
         .map_err(|_| Error::bad_request(Some("model".into()), "model: must be UTF-8 text"))?;
     if let Some(model) = config.model_aliases.get(named) {
-        let edited = [&prompt.body[..span.start], model.as_bytes(), &prompt.body[span.end..]].concat();
+        let edited =
+            [&prompt.body[..span.start], model.as_bytes(), &prompt.body[span.end..]].concat();
         prompt.model.clone_from(model);
         prompt.body = edited.into();
     } else {

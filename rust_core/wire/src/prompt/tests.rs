@@ -70,10 +70,20 @@ fn an_alias_is_resolved_in_the_body_and_for_routing() {
 
 #[test]
 fn kv_transfer_params_go_unless_they_are_trusted() {
-    let body = r#"{"model":"fast","prompt":"x","kv_transfer_params":{"do_remote_prefill":true},"n":1}"#;
-    assert_eq!(read_at("/v1/completions", body).unwrap().body, r#"{"model":"tiny","prompt":"x","n":1}"#);
-    let trusted =
-        read(at("/v1/completions"), &HeaderMap::new(), body.as_bytes().into(), &config(true), &router()).unwrap();
+    let body =
+        r#"{"model":"fast","prompt":"x","kv_transfer_params":{"do_remote_prefill":true},"n":1}"#;
+    assert_eq!(
+        read_at("/v1/completions", body).unwrap().body,
+        r#"{"model":"tiny","prompt":"x","n":1}"#
+    );
+    let trusted = read(
+        at("/v1/completions"),
+        &HeaderMap::new(),
+        body.as_bytes().into(),
+        &config(true),
+        &router(),
+    )
+    .unwrap();
     assert_eq!(trusted.body, body.replace("fast", "tiny"));
 }
 
@@ -93,9 +103,11 @@ fn a_later_turn_continues_the_chain_of_the_one_before() {
 fn text_is_the_same_as_one_part_and_however_it_is_escaped() {
     let text = "é\n\"quoted\" ".repeat(20);
     let plain = chat(&serde_json::json!([{"role": "user", "content": text}]));
-    let parts = chat(&serde_json::json!([{"role": "user", "content": [{"type": "text", "text": text}]}]));
+    let parts =
+        chat(&serde_json::json!([{"role": "user", "content": [{"type": "text", "text": text}]}]));
     let escaped = serde_json::to_string(&text).unwrap().replace('é', "\\u00e9");
-    let body = format!(r#"{{"messages": [ {{"content": {escaped}, "role": "user"}} ], "model": "tiny"}}"#);
+    let body =
+        format!(r#"{{"messages": [ {{"content": {escaped}, "role": "user"}} ], "model": "tiny"}}"#);
     let escaped = read_at("/v1/chat/completions", &body).unwrap();
     assert!(!plain.chain.hashes().is_empty());
     assert_eq!(plain.chain.hashes(), parts.chain.hashes());
@@ -104,8 +116,14 @@ fn text_is_the_same_as_one_part_and_however_it_is_escaped() {
 
 #[test]
 fn salt_model_and_tools_are_part_of_the_key() {
-    let body = |extra: &str| format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"{}"}}]{extra}}}"#, "x".repeat(100));
-    let key = |extra: &str| read_at("/v1/chat/completions", &body(extra)).unwrap().chain.hashes()[0];
+    let body = |extra: &str| {
+        format!(
+            r#"{{"model":"tiny","messages":[{{"role":"user","content":"{}"}}]{extra}}}"#,
+            "x".repeat(100)
+        )
+    };
+    let key =
+        |extra: &str| read_at("/v1/chat/completions", &body(extra)).unwrap().chain.hashes()[0];
     let plain = key("");
     assert_eq!(plain, key(r#","temperature":1"#));
     assert_ne!(plain, key(r#","cache_salt":"a""#));
@@ -133,7 +151,9 @@ fn prompts_are_text_or_tokens_or_the_first_of_a_list() {
 #[test]
 fn a_responses_input_is_keyed_like_the_conversation_that_it_is() {
     let text = "i".repeat(200);
-    let items = format!(r#"{{"model":"tiny","input":[{{"role":"user","content":[{{"type":"input_text","text":"{text}"}}]}}]}}"#);
+    let items = format!(
+        r#"{{"model":"tiny","input":[{{"role":"user","content":[{{"type":"input_text","text":"{text}"}}]}}]}}"#
+    );
     assert!(read_at("/v1/responses", &items).unwrap().chain.hashes().len() >= 3);
     let plain = format!(r#"{{"model":"tiny","input":"{text}"}}"#);
     assert_eq!(read_at("/v1/responses", &plain).unwrap().chain.hashes().len(), 3);
@@ -143,7 +163,10 @@ fn a_responses_input_is_keyed_like_the_conversation_that_it_is() {
 fn the_session_is_the_header_or_a_field() {
     let session = |body: &str| read_at("/v1/completions", body).unwrap().session;
     assert_eq!(session(r#"{"model":"tiny","prompt":"x","user":"u"}"#).as_deref(), Some("u"));
-    assert_eq!(session(r#"{"model":"tiny","prompt":"x","user":"u","session_id":"s"}"#).as_deref(), Some("s"));
+    assert_eq!(
+        session(r#"{"model":"tiny","prompt":"x","user":"u","session_id":"s"}"#).as_deref(),
+        Some("s")
+    );
     let mut headers = HeaderMap::new();
     headers.insert(net::SESSION_ID, "h".parse().unwrap());
     let body = Bytes::from_static(br#"{"model":"tiny","prompt":"x","session_id":"s"}"#);
@@ -157,11 +180,21 @@ fn a_refusal_names_the_field_and_what_would_be_right() {
     assert!(refused(chat, "").message.contains("empty"));
     assert!(refused(chat, "{\"model\":").message.contains("not valid JSON"));
     assert!(refused(chat, "[1]").message.contains("not a JSON object"));
-    assert!(refused(chat, r#"{"model":"tiny","messages":[]} x"#).message.contains("after the JSON object"));
+    assert!(
+        refused(chat, r#"{"model":"tiny","messages":[]} x"#)
+            .message
+            .contains("after the JSON object")
+    );
     assert_eq!(refused(chat, r#"{"model":5,"messages":[]}"#).param.as_deref(), Some("model"));
     assert_eq!(refused(chat, r#"{"model":"tiny"}"#).param.as_deref(), Some("messages"));
-    assert_eq!(refused(chat, r#"{"model":"tiny","messages":"x"}"#).param.as_deref(), Some("messages"));
-    assert_eq!(refused(chat, r#"{"model":"tiny","messages":[5]}"#).param.as_deref(), Some("messages[0]"));
+    assert_eq!(
+        refused(chat, r#"{"model":"tiny","messages":"x"}"#).param.as_deref(),
+        Some("messages")
+    );
+    assert_eq!(
+        refused(chat, r#"{"model":"tiny","messages":[5]}"#).param.as_deref(),
+        Some("messages[0]")
+    );
     assert_eq!(refused("/v1/completions", r#"{"model":"tiny"}"#).param.as_deref(), Some("prompt"));
     assert_eq!(refused(chat, r#"{"messages":[]}"#).param.as_deref(), Some("model"));
     let body = Bytes::from_static(b"{\"model\":\"\xff\"}");

@@ -77,7 +77,13 @@ impl KeyText {
         if let Some(content) = message.content {
             self.content(content);
         }
-        let extras = [message.name, message.tool_calls, message.tool_call_id, message.arguments, message.output];
+        let extras = [
+            message.name,
+            message.tool_calls,
+            message.tool_call_id,
+            message.arguments,
+            message.output,
+        ];
         for extra in extras.into_iter().flatten() {
             self.bytes.push(FIELD);
             self.text(extra.get().as_bytes());
