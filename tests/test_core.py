@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nebula_router
 import pytest
+
+import nebula_router
 from nebula_router import _core  # noqa: TID251 - this test is about the binary itself
 from nebula_router.config import Settings
 from nebula_router.core import PATHS, POLICIES, Core, NebulaError, Sim

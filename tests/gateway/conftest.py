@@ -2,17 +2,16 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Protocol
 
 import httpx
 import pytest
-from nebula_router.config import SimSettings
-from nebula_router.core import Sim
-
 from tests.gateway.process import Gateway
 from tests.gateway.upstream import Upstream
 from tests.gateway.wait import until
+
+from nebula_router.config import SimSettings
+from nebula_router.core import Sim
 
 MODEL = "tiny"
 # Slow enough that a stream has a middle, fast enough that nobody waits for it.

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from nebula_router.bench.reply import Reply
-
 from tests.gateway.wait import WITHIN_S
 
+from nebula_router.bench.reply import Reply
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

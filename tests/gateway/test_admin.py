@@ -2,12 +2,12 @@
 
 import anyio
 import pytest
-from nebula_router.core import Sim
-
 from tests.gateway.conftest import MODEL, simulate
 from tests.gateway.process import Gateway
 from tests.gateway.upstream import JSON_REPLY, STREAM_HEAD, Line, Upstream, answer_json, chunk, event, whole
 from tests.gateway.wait import until
+
+from nebula_router.core import Sim
 
 pytestmark = pytest.mark.anyio
 
@@ -152,7 +152,9 @@ async def test_what_a_removed_engine_has_goes_on(first: tuple[bytes, ...], gatew
         await line.send(*((chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n") if first else (whole(JSON_REPLY),)))
 
     async def one() -> None:
-        contents.append((await gateway.http.post("/v1/completions", json={"model": upstream.model, "prompt": "x"})).content)
+        contents.append(
+            (await gateway.http.post("/v1/completions", json={"model": upstream.model, "prompt": "x"})).content
+        )
 
     upstream.answer = waits
     async with gateway.serving(upstream), anyio.create_task_group() as group:

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from nebula_router.config import Settings
 from nebula_router.core import Core
 from nebula_router.gateway.app import GatewayApp
@@ -31,7 +32,12 @@ def fails(*_: Any) -> None:
     ("method", "path", "part"), [("POST", "/v1/completions", "dispatch"), ("GET", "/metrics", "metrics")]
 )
 async def test_a_fault_of_the_gateway_is_told_and_logged(
-    method: str, path: str, part: str, app: GatewayApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    method: str,
+    path: str,
+    part: str,
+    app: GatewayApp,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(app._core, part, fails)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -5,9 +5,6 @@ from collections.abc import AsyncIterator
 
 import anyio
 import pytest
-from nebula_router.bench.reply import fault as stream_fault
-from nebula_router.core import Sim
-
 from tests.e2e.process import free_port
 from tests.gateway.conftest import fault, simulate
 from tests.gateway.process import Gateway
@@ -26,6 +23,9 @@ from tests.gateway.upstream import (
     whole,
 )
 from tests.gateway.wait import until
+
+from nebula_router.bench.reply import fault as stream_fault
+from nebula_router.core import Sim
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +67,14 @@ async def pair(gateway: Gateway) -> AsyncIterator[tuple[Upstream, Upstream]]:
 
 @pytest.mark.parametrize(
     "failure",
-    [reset, dies_after(), dies_after(b"HTTP/1.1 200 OK\r\ncontent-"), dies_after(TORN_WHOLE), dies_after(STREAM_HEAD), BUSY],
+    [
+        reset,
+        dies_after(),
+        dies_after(b"HTTP/1.1 200 OK\r\ncontent-"),
+        dies_after(TORN_WHOLE),
+        dies_after(STREAM_HEAD),
+        BUSY,
+    ],
     ids=["reset", "closed", "torn head", "torn whole reply", "head and no byte", "503"],
 )
 async def test_a_failure_before_the_first_byte_is_tried_again_elsewhere(

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-
 from tests.gateway.process import Gateway
 from tests.gateway.raw import connect
 from tests.gateway.upstream import JSON_REPLY, Seen, Upstream, answer, whole
@@ -67,7 +66,9 @@ async def test_headers_of_the_connection_do_not_pass(header: str, gateway: Gatew
 
 
 async def test_names_that_the_connection_header_lists_do_not_pass(gateway: Gateway, upstream: Upstream) -> None:
-    seen = await sent_up(gateway, upstream, "connection: X-Private, , x-other", "x-private: 1", "X-Other: 2", "x-kept: 3")
+    seen = await sent_up(
+        gateway, upstream, "connection: X-Private, , x-other", "x-private: 1", "X-Other: 2", "x-kept: 3"
+    )
     assert (seen.all("x-private"), seen.all("x-other"), seen.all("x-kept")) == ([], [], ["3"])
 
 

@@ -4,7 +4,6 @@ import json
 
 import anyio
 import pytest
-
 from tests.gateway.conftest import MODEL
 from tests.gateway.process import Gateway
 from tests.gateway.raw import connect, head

@@ -4,12 +4,12 @@ import json
 import re
 
 import pytest
-from nebula_router.core import Sim
-
 from tests.gateway.conftest import MODEL, OpenGateway, await_sims
 from tests.gateway.process import Gateway
 from tests.gateway.upstream import Upstream
 from tests.gateway.wait import until
+
+from nebula_router.core import Sim
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,8 @@ async def lines_of(gateway: Gateway, request_id: str) -> list[str]:
     def found() -> list[str]:
         return [line for line in gateway.lines() if request_id in line]
 
-    return await until(f"the line of {request_id}", found)
+    await until(f"the line of {request_id}", lambda: bool(found()))
+    return found()
 
 
 async def test_each_request_leaves_one_line_with_its_decision(gateway: Gateway) -> None:

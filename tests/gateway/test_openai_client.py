@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-
 from tests.gateway.conftest import MODEL
 from tests.gateway.process import Gateway
 from tests.gateway.upstream import STREAM_HEAD, Line, Upstream, answer, chunk, event
@@ -69,7 +68,7 @@ async def test_errors_have_the_types_that_users_catch(client: openai.AsyncOpenAI
     with pytest.raises(openai.NotFoundError, match="nobody"):
         await client.chat.completions.create(model="nobody", messages=[])
     with pytest.raises(openai.BadRequestError) as refused:
-        await client.chat.completions.create(model=MODEL, messages="x")  # type: ignore[call-overload]
+        await client.chat.completions.create(model=MODEL, messages="x")  # type: ignore[arg-type]
     assert refused.value.param == "messages"
     assert refused.value.type == "BadRequestError"
 

@@ -3,15 +3,15 @@
 import re
 
 import httpx
-import nebula_router
 import pytest
-from nebula_router.core import Sim
-
 from tests.e2e.process import free_port
 from tests.gateway.conftest import MODEL, OpenGateway
 from tests.gateway.process import GAUGES, Gateway
 from tests.gateway.upstream import Upstream
 from tests.gateway.wait import until
+
+import nebula_router
+from nebula_router.core import Sim
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ async def test_an_engine_that_is_down_at_start_stops_nobody(open_gateway: OpenGa
     down = f"127.0.0.1:{free_port()}"
     async with open_gateway("--engine", f"http://{down}", "--engine", sims[0].url, path="/ready") as gateway:
         assert (await gateway.http.get("/health")).json()["engines"][down] in {"unknown", "down"}
-        await until("its models", lambda: listed(gateway))
+        await until("its models", lambda: answers(gateway, f"/v1/models/{MODEL}"))
         assert await listed(gateway) == [MODEL]
         for _ in range(4):
             reply = await gateway.http.post("/v1/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 1})
@@ -57,6 +57,10 @@ async def test_an_engine_that_is_down_at_start_stops_nobody(open_gateway: OpenGa
 
 async def listed(gateway: Gateway) -> list[str]:
     return [card["id"] for card in (await gateway.http.get("/v1/models")).raise_for_status().json()["data"]]
+
+
+async def answers(gateway: Gateway, path: str) -> bool:
+    return (await gateway.http.get(path)).status_code == 200
 
 
 async def is_up(gateway: Gateway, engine: str, wanted: float) -> bool:

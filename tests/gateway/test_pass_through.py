@@ -1,14 +1,15 @@
 """What reaches the engine is what the client sent."""
 
 import json
+from collections.abc import AsyncIterator
 
 import pytest
-from nebula_router.core import PATHS
-
 from tests.gateway.conftest import MODEL, OpenGateway
 from tests.gateway.process import Gateway
 from tests.gateway.raw import connect
 from tests.gateway.upstream import JSON_REPLY, Upstream
+
+from nebula_router.core import PATHS
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +46,7 @@ async def test_json_goes_up_as_json_whatever_the_client_called_it(
 async def test_a_body_in_chunks_arrives_whole(gateway: Gateway, upstream: Upstream) -> None:
     body = json.dumps({"model": upstream.model, "prompt": "x" * 300_000}).encode()
 
-    async def pieces() -> object:
+    async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(body), 10_007):
             yield body[at : at + 10_007]
 
@@ -97,7 +98,9 @@ async def test_a_clients_own_kv_transfer_params_never_reach_an_engine(
     assert upstream.seen[0].body.decode() == (arrives or sent).replace("MODEL", model)
 
 
-async def test_a_lone_field_leaves_an_empty_object_and_a_lone_model_need_not_be_named(open_gateway: OpenGateway) -> None:
+async def test_a_lone_field_leaves_an_empty_object_and_a_lone_model_needs_no_name(
+    open_gateway: OpenGateway,
+) -> None:
     upstream = Upstream()
     async with open_gateway() as gateway, gateway.serving(upstream):
         for body in (b'{"kv_transfer_params": 1}', b" { } "):

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import httpx
 import pytest
-
 from tests.gateway.conftest import MODEL, OpenGateway
 from tests.gateway.process import Gateway
 from tests.gateway.raw import Client, connect, head
@@ -19,13 +19,13 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HUGE = 100 * 1024 * 1024
 
 
-def error(reply: httpx.Response, status: int, kind: str) -> dict[str, str]:
+def error(reply: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     """The body's error, which must be OpenAI's."""
     assert reply.status_code == status, reply.text
     assert reply.headers["content-type"] == "application/json"
     body = reply.json()
     assert list(body) == ["error"]
-    detail: dict[str, str] = body["error"]
+    detail: dict[str, Any] = body["error"]
     assert set(detail) == {"message", "type", "param", "code"}
     assert (detail["code"], detail["type"]) == (status, kind)
     return detail

@@ -5,7 +5,6 @@ import json
 import anyio
 import psutil
 import pytest
-
 from tests.gateway.process import Gateway
 from tests.gateway.raw import connect
 from tests.gateway.upstream import LAST_CHUNK, STREAM_HEAD, Line, Upstream, chunk

@@ -5,13 +5,13 @@ import json
 import anyio
 import httpx
 import pytest
-from nebula_router.bench.reply import Reply, fault
-
 from tests.gateway.conftest import MODEL, OpenGateway, simulate
 from tests.gateway.process import Gateway
 from tests.gateway.raw import Client, connect
 from tests.gateway.upstream import LAST_CHUNK, STREAM_HEAD, Line, Upstream, chunk, event
 from tests.gateway.wait import until
+
+from nebula_router.bench.reply import Reply, fault
 
 pytestmark = pytest.mark.anyio
 

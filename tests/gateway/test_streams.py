@@ -5,13 +5,13 @@ import json
 import anyio
 import httpx
 import pytest
-from nebula_router.bench.reply import Reply, fault
-from nebula_router.core import Sim
-
 from tests.gateway.conftest import MODEL
 from tests.gateway.process import Gateway
 from tests.gateway.raw import connect
 from tests.gateway.upstream import LAST_CHUNK, STREAM_HEAD, Line, Upstream, answer, chunk, event
+
+from nebula_router.bench.reply import Reply, fault
+from nebula_router.core import Sim
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +86,9 @@ async def test_each_event_arrives_before_the_next_is_sent(gateway: Gateway, upst
     assert number == 3
 
 
-@pytest.mark.parametrize("usage", [None, {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}])
+@pytest.mark.parametrize(
+    "usage", [None, {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}]
+)
 async def test_a_simulated_engines_stream_carries_the_sum_of_its_bytes(
     usage: dict[str, bool] | None, gateway: Gateway
 ) -> None:
@@ -99,11 +101,12 @@ async def test_a_simulated_engines_stream_carries_the_sum_of_its_bytes(
 
 
 async def test_a_stream_through_the_gateway_equals_the_engines_own(gateway: Gateway, sims: list[Sim]) -> None:
-    body, same = ask(MODEL, max_tokens=40, stream_options={"include_usage": True}), {"x-request-id": "one"}
+    body = ask(MODEL, max_tokens=40, stream_options={"include_usage": True})
+    headers = {"x-request-id": "one", "content-type": "application/json"}
     async with httpx.AsyncClient(trust_env=False) as http:
-        direct = (await http.post(f"{sims[0].url}{CHAT}", content=body, headers={**same, "content-type": "application/json"})).text
-    through = (await gateway.http.post(CHAT, content=body, headers=same)).text
-    assert told(through) == told(direct)
+        direct = await http.post(f"{sims[0].url}{CHAT}", content=body, headers=headers)
+    through = await gateway.http.post(CHAT, content=body, headers=headers)
+    assert told(through.text) == told(direct.text)
 
 
 def told(stream: str) -> list[object]:

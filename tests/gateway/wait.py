@@ -2,22 +2,19 @@
 
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import TypeVar
 
 import anyio
-
-T = TypeVar("T")
 
 STEP_S = 0.01
 WITHIN_S = 20.0
 """Far above what anything here takes: the machine may be busy with much else."""
 
 
-async def until(what: str, probe: Callable[[], T | Awaitable[T]], within_s: float = WITHIN_S) -> T:
-    """The first truthy value of ``probe()``, which may be a coroutine function.
+async def until(what: str, probe: Callable[[], bool | Awaitable[bool]], within_s: float = WITHIN_S) -> None:
+    """Returns once ``probe()``, which may be a coroutine function, says so; it is asked once more when the time is up.
 
     Raises:
-        TimeoutError: it never was truthy; the text names ``what`` and the last value.
+        TimeoutError: it never did; the text names ``what``.
     """
     deadline = anyio.current_time() + within_s
     while True:
@@ -26,7 +23,7 @@ async def until(what: str, probe: Callable[[], T | Awaitable[T]], within_s: floa
         if isawaitable(value):
             value = await value
         if value:
-            return value
+            return
         if late:
-            raise TimeoutError(f"{what}: not within {within_s} s, last seen {value!r}")
+            raise TimeoutError(f"{what}: not within {within_s} s")
         await anyio.sleep(STEP_S)

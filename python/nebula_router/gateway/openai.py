@@ -77,7 +77,7 @@ class Proxy:
         except NebulaError:
             # The server closes the connection short of the promised length: the client sees the break.
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged; the client gets an error body like any other
             _LOG.exception("%s %s", FAULT, scope["path"])
             await send_error(send, 500, error_body(500, FAULT))
         finally:
@@ -187,9 +187,7 @@ def content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return None
 
 
-async def refuse_unread(
-    receive: Receive, send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes]
-) -> None:
+async def refuse_unread(receive: Receive, send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes]) -> None:
     """Answer before the request's body has been read, then read it to nowhere for a while.
 
     A connection that closes on unread bytes is reset, and a client that is still sending never sees the answer.

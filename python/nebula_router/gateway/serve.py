@@ -42,9 +42,7 @@ def run(settings: Settings, sims: Sequence[SimSettings]) -> None:
     """
     log = start_log(settings.gateway.log_format, settings.gateway.log_level)
     engines = [Sim(sim.core_json()) for sim in sims]
-    simulated = tuple(
-        EngineSettings(url=engine.url, name=sim.name) for engine, sim in zip(engines, sims, strict=True)
-    )
+    simulated = tuple(EngineSettings(url=engine.url, name=sim.name) for engine, sim in zip(engines, sims, strict=True))
     if simulated:
         gateway = settings.gateway.model_copy(update={"engines": settings.gateway.engines + simulated})
         settings = settings.model_copy(update={"gateway": gateway})

@@ -144,7 +144,7 @@ impl Health {
                 self.state = State::Ready;
             }
             Outcome::ConnectFailed | Outcome::Reset | Outcome::DiedMidStream => {
-                self.down(config, now)
+                self.down(config, now);
             }
             Outcome::Timeout | Outcome::ServerError => {
                 self.failures += 1;

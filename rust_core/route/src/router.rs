@@ -163,14 +163,14 @@ impl Router {
     /// How a request went.
     pub fn note(&self, engine: &Engine, outcome: Outcome, now: Millis) {
         self.unless_gone(engine, outcome == Outcome::ConnectFailed, || {
-            engine.note(outcome, &self.config, now)
+            engine.note(outcome, &self.config, now);
         });
     }
 
     /// What a health probe found.
     pub fn probe(&self, engine: &Engine, probe: Probe, now: Millis) {
         self.unless_gone(engine, probe == Probe::Unreachable, || {
-            engine.probe(probe, &self.config, now)
+            engine.probe(probe, &self.config, now);
         });
     }
 

@@ -117,10 +117,10 @@ impl Prober {
         let engine = self.engine.spec().name.as_str();
         match (status, answer) {
             (Status::Down, Ok(Err(error))) => {
-                tracing::warn!(engine, cause = %error, "engine is down")
+                tracing::warn!(engine, cause = %error, "engine is down");
             }
             (Status::Down, Err(_)) => {
-                tracing::warn!(engine, cause = "no answer to health probes", "engine is down")
+                tracing::warn!(engine, cause = "no answer to health probes", "engine is down");
             }
             (Status::Ready, _) => tracing::info!(engine, "engine is ready"),
             _ => {}
@@ -136,7 +136,7 @@ impl Prober {
                 self.context.router.learn(&self.engine, facts);
             }
             Ok(Err(error)) => {
-                tracing::warn!(engine = self.engine.spec().name, cause = %error, "engine's models cannot be read")
+                tracing::warn!(engine = self.engine.spec().name, cause = %error, "engine's models cannot be read");
             }
             Err(_) => tracing::warn!(
                 engine = self.engine.spec().name,

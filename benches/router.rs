@@ -1,0 +1,62 @@
+//! One whole decision, `Router::route`: candidates, overlap, price, choice, books, and the route noted in the index.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use nebula_route::{Chain, EngineSpec, Facts, KeyKind, ModelFact, Probe, Query, Router, Scope};
+
+/// Conversations that the index knows, each of 64 blocks.
+const CONVERSATIONS: usize = 1_024;
+
+fn router(engines: usize) -> Router {
+    let config = serde_json::json!({
+        "policy": "kv", "text_block_bytes": 64, "token_block_tokens": 16, "bytes_per_token": 4.0,
+        "tree_max_bytes": 64 << 20, "route_ttl_ms": 3_600_000, "decode_request_tokens": 24.0,
+        "decode_resident_weight": 0.02, "pressure_tokens": 4000.0, "pressure_start": 0.9,
+        "breaker_failures": 5, "breaker_open_ms": 5000,
+    });
+    let config = serde_json::from_value(config).expect("these are all settings");
+    let router = Router::new(config, 1).expect("the policy exists");
+    let spec = |n| EngineSpec { name: format!("e{n}"), url: format!("http://e{n}:8000"), ranks: 1 };
+    router.set_engines((0..engines).map(spec).collect()).expect("names differ");
+    let model = ModelFact {
+        id: "m".into(),
+        root: None,
+        parent: None,
+        max_model_len: None,
+        raw: "{}".into(),
+    };
+    for engine in router.engines() {
+        router.probe(&engine, Probe::Healthy, 0);
+        router.learn(&engine, Facts { models: vec![model.clone()], ..Facts::default() });
+    }
+    router
+}
+
+fn chains() -> Vec<Chain> {
+    let scope = Scope { model: "m", cache_salt: None, block: 64, kind: KeyKind::Text };
+    let prompt =
+        |n: usize| format!("{}{}", "system ".repeat(256), format!("user {n:04} ").repeat(230));
+    (0..CONVERSATIONS).map(|n| Chain::from_text(&scope, prompt(n).as_bytes(), 4.0)).collect()
+}
+
+fn decisions(criterion: &mut Criterion) {
+    let chains = chains();
+    let mut group = criterion.benchmark_group("route");
+    for engines in [8, 64, 512] {
+        let router = router(engines);
+        let mut turn = 0;
+        group.bench_function(BenchmarkId::from_parameter(engines), |bencher| {
+            bencher.iter(|| {
+                turn += 1;
+                let chain = &chains[turn % CONVERSATIONS];
+                let query = Query { model: "m", chain, session: None, rank: None, excluded: &[] };
+                black_box(router.route(&query, turn as u64).expect("every engine is ready"))
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decisions);
+criterion_main!(benches);
