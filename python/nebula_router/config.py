@@ -213,7 +213,7 @@ class UpstreamSettings(_Group):
 
     connect_timeout_ms: int = Field(2000, ge=1, le=600_000, description="Longest wait for a connection.")
     first_byte_timeout_s: float = Field(
-        600.0, ge=0.01, le=86400, description="Longest wait for the first byte of a reply."
+        1800.0, ge=0.01, le=86400, description="Longest wait for a reply's first byte, or for all of one not streamed."
     )
     idle_timeout_s: float = Field(300.0, ge=0.01, le=86400, description="Longest wait between two chunks of a reply.")
     pool_idle_ms: int = Field(
@@ -222,7 +222,7 @@ class UpstreamSettings(_Group):
     pool_per_engine: int = Field(1024, ge=1, le=65536, description="Spare connections kept per engine.")
     retries: int = Field(2, ge=0, le=16, description="Further engines tried before the first byte reached the client.")
     probe_interval_ms: int = Field(1000, ge=10, le=600_000, description="Time between two health probes of an engine.")
-    probe_timeout_ms: int = Field(2000, ge=10, le=600_000, description="Longest wait for a probe's answer.")
+    probe_timeout_ms: int = Field(1500, ge=10, le=600_000, description="Longest wait for a probe's answer.")
     facts_interval_s: float = Field(
         30.0, ge=0.01, le=86400, description="Time between two looks at an engine's models and limits."
     )

@@ -89,24 +89,28 @@ async def test_beyond_the_grace_each_client_is_told(open_gateway: OpenGateway) -
     begun.answer = Endless(STREAM_HEAD, chunk(event(a=1)))
     torn.answer = Endless(STREAM_HEAD, chunk(event(a=1) + b"data: {"))
     silent.answer = Endless()
-    async with open_gateway("--grace-s", "0.3", "--idle-timeout-s", "60") as gateway:
-        async with gateway.serving(begun, torn, silent), connect(gateway.port) as a, connect(gateway.port) as b:
-            async with connect(gateway.port) as c:
-                for client, upstream in ((a, begun), (b, torn), (c, silent)):
-                    await client.post(CHAT, ask(upstream.model))
-                await until("all of them at work", lambda: running(gateway, 3))
-                of_a, of_b = await a.begun(after=event(a=1)), await b.begun(after=b"data: {")
-                gateway.terminate()
-                assert cut(await a.reply(of_a)) == event(a=1)
-                assert cut(await b.reply(of_b)) == event(a=1) + b"data: {\n\n"
-                refused = await c.reply()
-                assert (refused.status, refused.done) == (503, True)
-                assert json.loads(refused.body)["error"]["code"] == 503
-                assert await gateway.ended(SOON_S) == 0
-                for upstream in (begun, torn, silent):
-                    assert isinstance(upstream.answer, Endless)
-                    with anyio.fail_after(SOON_S):
-                        await upstream.answer.gone.wait()
+    async with (
+        open_gateway("--grace-s", "0.3", "--idle-timeout-s", "60") as gateway,
+        gateway.serving(begun, torn, silent),
+        connect(gateway.port) as a,
+        connect(gateway.port) as b,
+        connect(gateway.port) as c,
+    ):
+        for client, upstream in ((a, begun), (b, torn), (c, silent)):
+            await client.post(CHAT, ask(upstream.model))
+        await until("all of them at work", lambda: running(gateway, 3))
+        of_a, of_b = await a.begun(after=event(a=1)), await b.begun(after=b"data: {")
+        gateway.terminate()
+        assert cut(await a.reply(of_a)) == event(a=1)
+        assert cut(await b.reply(of_b)) == event(a=1) + b"data: {\n\n"
+        refused = await c.reply()
+        assert (refused.status, refused.done) == (503, True)
+        assert json.loads(refused.body)["error"]["code"] == 503
+        assert await gateway.ended(SOON_S) == 0
+        for upstream in (begun, torn, silent):
+            assert isinstance(upstream.answer, Endless)
+            with anyio.fail_after(SOON_S):
+                await upstream.answer.gone.wait()
 
 
 def cut(reply: Reply) -> bytes:
@@ -127,16 +131,19 @@ async def test_a_reader_that_is_slow_gets_all_of_its_reply_within_the_grace(open
         await line.send(STREAM_HEAD, body, chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
 
     upstream = Upstream(answer=quick)
-    async with open_gateway("--grace-s", "20", "--idle-timeout-s", "60") as gateway:
-        async with gateway.serving(upstream), connect(gateway.port) as client:
-            await client.post(CHAT, ask(upstream.model))
-            start = await client.read(1000)
-            gateway.terminate()
-            await until("no readiness", lambda: not_ready(gateway))
-            reply = await read_slowly(client, start)
-            assert reply.done
-            assert reply.body == event(text="x" * 1000) * 4000 + b"data: [DONE]\n\n"
-            assert await gateway.ended(SOON_S) == 0
+    async with (
+        open_gateway("--grace-s", "20", "--idle-timeout-s", "60") as gateway,
+        gateway.serving(upstream),
+        connect(gateway.port) as client,
+    ):
+        await client.post(CHAT, ask(upstream.model))
+        start = await client.read(1000)
+        gateway.terminate()
+        await until("no readiness", lambda: not_ready(gateway))
+        reply = await read_slowly(client, start)
+        assert reply.done
+        assert reply.body == event(text="x" * 1000) * 4000 + b"data: [DONE]\n\n"
+        assert await gateway.ended(SOON_S) == 0
 
 
 async def read_slowly(client: Client, start: bytes) -> Reply:
@@ -144,17 +151,20 @@ async def read_slowly(client: Client, start: bytes) -> Reply:
     reply.feed(start)
     while not reply.done and (data := await client.read(131_072)):
         reply.feed(data)
-        await anyio.sleep(0.02)
+        await anyio.sleep(0.05)
     return reply
 
 
 async def test_a_second_signal_ends_the_wait(open_gateway: OpenGateway) -> None:
     upstream = Upstream(answer=Endless(STREAM_HEAD, chunk(event(a=1))))
-    async with open_gateway("--grace-s", "600", "--idle-timeout-s", "60") as gateway:
-        async with gateway.serving(upstream), connect(gateway.port) as client:
-            await client.post(CHAT, ask(upstream.model))
-            assert await client.read()
-            gateway.terminate()
-            await until("no readiness", lambda: not_ready(gateway))
-            gateway.terminate()
-            assert await gateway.ended(SOON_S) == 0
+    async with (
+        open_gateway("--grace-s", "600", "--idle-timeout-s", "60") as gateway,
+        gateway.serving(upstream),
+        connect(gateway.port) as client,
+    ):
+        await client.post(CHAT, ask(upstream.model))
+        assert await client.read()
+        gateway.terminate()
+        await until("no readiness", lambda: not_ready(gateway))
+        gateway.terminate()
+        assert await gateway.ended(SOON_S) == 0

@@ -29,10 +29,8 @@ def error_body(status: int, message: str, param: str | None = None) -> bytes:
     return orjson.dumps({"error": error})
 
 
-async def send_error(
-    send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes], more_body: bool = False
-) -> None:
-    """Answer with an error body and headers of its own; `more_body` leaves the reply open after it."""
+async def send_error(send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes]) -> None:
+    """Answer with an error body and headers of its own."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *extra]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": more_body})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -24,7 +24,9 @@ WATCH_AFTER_S: Final = 0.02
 """From this age on a request's client is watched. Most short requests end before, and the watch costs a task."""
 
 LINGER_S: Final = 5.0
-"""How long the rest of a refused body is read, so that a client that sends before it reads gets to the answer."""
+"""How long the rest of a refused body is read at most."""
+LINGER_IDLE_S: Final = 0.5
+"""How long nothing of it has to come until its client is taken to have stopped sending."""
 
 _EVENT_STREAM: Final = (b"content-type", b"text/event-stream")
 
@@ -188,19 +190,20 @@ def content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
 
 
 async def refuse_unread(receive: Receive, send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes]) -> None:
-    """Answer before the request's body has been read, then read it to nowhere for a while.
+    """Answer before the request's body has been read, then read it to nowhere while it comes.
 
-    A connection that closes on unread bytes is reset, and a client that is still sending never sees the answer.
+    A connection that closes on unread bytes is reset, and a client that sends before it reads never sees the answer.
+    So the answer has no length: the server would take a complete one for the end of the connection.
     """
-    await send_error(send, status, body, *extra, more_body=True)
+    headers = [(b"content-type", b"application/json"), *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    now = asyncio.get_running_loop().time
+    until, more = now() + LINGER_S, True
     with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_discard_body(receive), LINGER_S)
+        while more and now() < until:
+            more = (await asyncio.wait_for(receive(), LINGER_IDLE_S)).get("more_body", False)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _discard_body(receive: Receive) -> None:
-    while (await receive()).get("more_body", False):
-        pass
 
 
 async def send_refusal(send: Send, error: NebulaError, request_id: bytes) -> None:

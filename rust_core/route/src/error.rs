@@ -19,6 +19,14 @@ pub enum Error {
         /// Which engines there are and what keeps them.
         why: String,
     },
+    /// No engine of the model has this data-parallel rank.
+    #[error("X-data-parallel-rank: no engine of `{model}` has rank {rank}")]
+    UnknownRank {
+        /// The model asked for.
+        model: String,
+        /// The rank asked for.
+        rank: u32,
+    },
     /// There is no policy of this name.
     #[error("policy `{name}` does not exist; did you mean `{nearest}`? known: {known}")]
     UnknownPolicy {

@@ -93,6 +93,7 @@ pub(crate) struct Fleet {
 
 const READY: u64 = 0;
 const UNKNOWN: u64 = 1;
+const SILENT: u64 = 2;
 const CLOSED: u64 = u64::MAX;
 
 impl Engine {
@@ -175,6 +176,7 @@ impl Engine {
         match self.standing.load(Ordering::Relaxed) {
             READY => Standing::Ready,
             UNKNOWN => Standing::Unknown,
+            SILENT => Standing::Silent,
             trial_at if trial_at <= now => Standing::Trial,
             _ => Standing::Closed,
         }
@@ -203,13 +205,14 @@ impl Engine {
     }
 }
 
-/// A standing as one word: two codes, closed for good, or the time from which a trial may be sent.
+/// A standing as one word: a code, closed for good, or the time from which a trial may be sent.
 fn encode(health: &Health) -> u64 {
     match health.standing(0) {
         Standing::Ready => READY,
         Standing::Unknown => UNKNOWN,
+        Standing::Silent => SILENT,
         Standing::Trial | Standing::Closed => {
-            health.trial_at().map_or(CLOSED, |at| at.max(UNKNOWN + 1))
+            health.trial_at().map_or(CLOSED, |at| at.max(SILENT + 1))
         }
     }
 }

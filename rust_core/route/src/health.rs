@@ -1,19 +1,22 @@
 //! Whether an engine takes traffic: a state machine over outcomes and probes. Time is passed in.
 //!
 //! ```text
-//!              healthy probe                refused, reset, `breaker_failures` in a row, missed probes
-//!   Unknown ------------------> Ready ------------------------------------------------------------> Down
-//!                                 ^                                                                   |
-//!                                 +---------- healthy probe, or a trial request that succeeds --------+
+//!              healthy probe            refused, reset, or `breaker_failures` in a row
+//!   Unknown ------------------> Ready -------------------------------------------------> Down
+//!                               |   ^                                                      |
+//!                 missed probes |   +---- healthy probe, or a trial that succeeds ---------+
+//!                               v   |
+//!                              Silent
 //! ```
 //!
-//! A drained engine keeps its health and takes no new request.
+//! A silent engine may be dead or only busy: it gets nothing while another engine is ready, and is still better than
+//! a refusal when none is. A drained engine keeps its health and takes no new request.
 
 use serde::Serialize;
 
 use crate::{Config, Millis};
 
-/// Probes without an answer after which an engine is down. One may be lost to a busy engine; two are a pattern.
+/// Probes without an answer after which an engine is silent. One may be lost to a busy engine; two are a pattern.
 const MISSED_PROBES: u32 = 2;
 
 /// Whether an engine takes traffic.
@@ -75,6 +78,8 @@ pub struct Health {
 enum State {
     Unknown,
     Ready,
+    /// Does not answer probes; whether it answers requests is not known.
+    Silent,
     /// Left alone; from `trial_at` on one request may try.
     Down {
         trial_at: Millis,
@@ -88,6 +93,8 @@ pub(crate) enum Standing {
     Ready,
     /// Not probed yet.
     Unknown,
+    /// Perhaps only busy.
+    Silent,
     /// Down for long enough that one request may try.
     Trial,
     /// Takes nothing.
@@ -104,7 +111,7 @@ impl Health {
             _ if self.draining => Status::Draining,
             State::Unknown => Status::Unknown,
             State::Ready => Status::Ready,
-            State::Down { .. } => Status::Down,
+            State::Silent | State::Down { .. } => Status::Down,
         }
     }
 
@@ -113,6 +120,7 @@ impl Health {
             _ if self.draining => Standing::Closed,
             State::Ready => Standing::Ready,
             State::Unknown => Standing::Unknown,
+            State::Silent => Standing::Silent,
             State::Down { trial_at } if trial_at <= now => Standing::Trial,
             State::Down { .. } => Standing::Closed,
         }
@@ -168,8 +176,9 @@ impl Health {
             Probe::Unreachable => self.down(config, now),
             Probe::Unhealthy => {
                 self.missed += 1;
-                if self.missed >= MISSED_PROBES {
-                    self.down(config, now);
+                let open = matches!(self.state, State::Unknown | State::Ready);
+                if self.missed >= MISSED_PROBES && open {
+                    self.state = State::Silent;
                 }
             }
         }
@@ -205,12 +214,16 @@ mod tests {
     }
 
     #[test]
-    fn one_missed_probe_is_forgiven_and_two_are_not() {
+    fn one_missed_probe_is_forgiven_and_after_two_the_engine_is_the_last_resort() {
         let mut health = ready();
         health.probe(Probe::Unhealthy, &config("kv"), 1);
         assert_eq!(health.status(), Status::Ready);
         health.probe(Probe::Unhealthy, &config("kv"), 2);
         assert_eq!(health.status(), Status::Down);
+        assert_eq!(health.standing(2), Standing::Silent);
+        assert!(Standing::Ready < Standing::Silent && Standing::Silent < Standing::Closed);
+        health.note(Outcome::Ok, &config("kv"), 3);
+        assert_eq!(health.status(), Status::Ready, "a reply is as good as a probe");
     }
 
     #[test]

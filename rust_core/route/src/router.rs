@@ -218,8 +218,11 @@ impl Router {
             if best == Standing::Trial {
                 engine.trial(&self.config, now);
             }
-            let ranks = 0..engine.spec().ranks;
-            let wanted = ranks.filter(|index| query.rank.is_none_or(|rank| rank == *index));
+            let ranks = engine.spec().ranks;
+            // Behind a single rank may stand ranks that the fleet's owner did not tell of: the engine knows its own.
+            let is_wanted =
+                |index: &u32| ranks == 1 || query.rank.is_none_or(|rank| rank == *index);
+            let wanted = (0..ranks).filter(is_wanted);
             candidates.extend(wanted.map(|rank_index| Candidate {
                 engine,
                 rank_index,
@@ -227,6 +230,10 @@ impl Router {
                 overlap_tokens: 0,
                 terms: Terms::default(),
             }));
+        }
+        if candidates.is_empty() {
+            let rank = query.rank.unwrap_or_default();
+            return Err(Error::UnknownRank { model: query.model.to_owned(), rank });
         }
         Ok(candidates)
     }

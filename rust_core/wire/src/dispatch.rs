@@ -190,7 +190,7 @@ async fn attempt(
         result = timeout_at(deadline, first_byte) => result.unwrap_or_else(|_| {
             Err(Error::timeout(name, "first byte", context.config.first_byte_timeout_ms))
         }),
-        () = context.health.down(engine.id()) => Err(Error::broken(name, "it no longer answers health probes")),
+        () = context.health.lost(engine.id()) => Err(Error::broken(name, "it no longer answers health probes")),
     }
 }
 

@@ -172,6 +172,9 @@ impl From<RouteError> for Error {
                 param: Some("model".into()),
                 ..Error::new(Kind::UnknownModel, Side::Client, Retry::Never, message)
             },
+            RouteError::UnknownRank { .. } => {
+                Error::bad_request(Some("X-data-parallel-rank".into()), message)
+            }
             RouteError::NoEngine { .. } => Error {
                 retry_after_s: Some(1),
                 ..Error::new(Kind::NoEngine, Side::Us, Retry::Never, message)

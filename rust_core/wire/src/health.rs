@@ -18,6 +18,10 @@ use crate::tasks::{Tasks, jittered};
 
 mod scrape;
 
+/// Probes in a row without an answer after which requests that wait for their first byte are tried elsewhere. Many: an
+/// engine that is only busy, or that closed its port to finish what it has, would do their work twice.
+const LOST_PROBES: u32 = 10;
+
 /// The probing tasks of the engines, by engine.
 #[derive(Default)]
 pub(crate) struct Health {
@@ -26,14 +30,15 @@ pub(crate) struct Health {
 
 struct Watched {
     task: AbortHandle,
-    up: watch::Receiver<bool>,
+    lost: watch::Receiver<bool>,
 }
 
 /// What one task knows between two probes.
 struct Prober {
     context: Arc<Context>,
     engine: Arc<Engine>,
-    up: watch::Sender<bool>,
+    lost: watch::Sender<bool>,
+    missed: u32,
     facts_due: Instant,
 }
 
@@ -52,21 +57,26 @@ impl Health {
         for engine in engines {
             watched.entry(engine.id()).or_insert_with(|| {
                 context.metrics.introduce(&engine);
-                let (up, receiver) = watch::channel(true);
-                let prober =
-                    Prober { context: Arc::clone(context), engine, up, facts_due: Instant::now() };
-                Watched { task: tasks.spawn(prober.run()), up: receiver }
+                let (lost, receiver) = watch::channel(false);
+                let prober = Prober {
+                    context: Arc::clone(context),
+                    engine,
+                    lost,
+                    missed: 0,
+                    facts_due: Instant::now(),
+                };
+                Watched { task: tasks.spawn(prober.run()), lost: receiver }
             });
         }
     }
 
-    /// Returns when the engine stops answering probes; until then, and for an engine nobody probes, it waits.
+    /// Returns when the engine is lost; until then, and for an engine nobody probes, it waits.
     ///
     /// A request that waits for its first byte listens to this: a hung engine then costs seconds, not the deadline.
-    pub(crate) async fn down(&self, engine: EngineId) {
-        let up = self.watched.lock().get(&engine).map(|watched| watched.up.clone());
-        if let Some(mut up) = up
-            && up.wait_for(|up| !up).await.is_ok()
+    pub(crate) async fn lost(&self, engine: EngineId) {
+        let lost = self.watched.lock().get(&engine).map(|watched| watched.lost.clone());
+        if let Some(mut lost) = lost
+            && lost.wait_for(|lost| *lost).await.is_ok()
         {
             return;
         }
@@ -101,9 +111,9 @@ impl Prober {
             self.facts_due = Instant::now();
             self.tell(after, &answer);
         }
-        self.up.send_if_modified(|up| {
-            std::mem::replace(up, after != Status::Down) != (after != Status::Down)
-        });
+        self.missed = if probe == Probe::Healthy { 0 } else { self.missed + 1 };
+        let now_lost = self.missed >= LOST_PROBES;
+        self.lost.send_if_modified(|lost| std::mem::replace(lost, now_lost) != now_lost);
         if probe == Probe::Healthy && self.facts_due <= Instant::now() {
             self.learn().await;
         }

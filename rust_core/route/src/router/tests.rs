@@ -224,7 +224,31 @@ fn a_client_may_name_the_rank() {
         assert_eq!(router.route(&query, 0).unwrap().rank_index, rank);
     }
     let beyond = Query { rank: Some(4), ..query(&empty) };
-    assert!(matches!(router.route(&beyond, 0), Err(Error::NoEngine { .. })));
+    assert!(matches!(router.route(&beyond, 0), Err(Error::UnknownRank { rank: 4, .. })));
+}
+
+#[test]
+fn an_engine_with_one_known_rank_is_asked_for_any() {
+    let router = router("kv", 1);
+    let empty = Chain::empty(1);
+    let query = Query { rank: Some(3), ..query(&empty) };
+    assert_eq!(router.route(&query, 0).unwrap().rank_index, 0);
+}
+
+#[test]
+fn engines_that_miss_probes_are_used_when_none_is_ready() {
+    let router = router("kv", 2);
+    let empty = Chain::empty(1);
+    let engines = router.engines();
+    let miss = |engine: &Engine| (0..3).for_each(|_| router.probe(engine, Probe::Unhealthy, 1));
+    miss(&engines[0]);
+    for _ in 0..10 {
+        assert_eq!(name(&router.route(&query(&empty), 2).unwrap()), "e1");
+    }
+    miss(&engines[1]);
+    for _ in 0..10 {
+        assert!(router.route(&query(&empty), 2).is_ok());
+    }
 }
 
 #[test]
