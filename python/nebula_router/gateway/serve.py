@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nebula_router.config import Settings, SimSettings
 
 _SERVER_STOP_S: Final = 0.5
-"""granian waits for idle keep-alive connections to end by themselves; nothing is in flight then, so we do not."""
+"""Least time that the server gets to hand over the last bytes."""
 _CUT_S: Final = 1.0
 """Time that requests beyond the grace get to tell their clients that they are cut."""
 _BACKLOG: Final = 4096
@@ -72,9 +72,14 @@ async def _serve(settings: Settings) -> None:
     await stop.wait()
     if not serving.done():
         stop.clear()
+        deadline = loop.time() + settings.gateway.grace_s
         await _drain(app, core, stop, settings.gateway.grace_s)
         server.stop()  # type: ignore[no-untyped-call]
-        await asyncio.wait({serving}, timeout=_SERVER_STOP_S)
+        # What a slow client has not taken yet is in the server's hands; it closes idle connections by itself.
+        again = loop.create_task(stop.wait())
+        left_s = max(_SERVER_STOP_S, deadline - loop.time())
+        await asyncio.wait({serving, again}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
     core.stop()
     if serving.done():
         serving.result()
