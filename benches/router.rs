@@ -19,13 +19,7 @@ fn router(engines: usize) -> Router {
     let router = Router::new(config, 1).expect("the policy exists");
     let spec = |n| EngineSpec { name: format!("e{n}"), url: format!("http://e{n}:8000"), ranks: 1 };
     router.set_engines((0..engines).map(spec).collect()).expect("names differ");
-    let model = ModelFact {
-        id: "m".into(),
-        root: None,
-        parent: None,
-        max_model_len: None,
-        raw: "{}".into(),
-    };
+    let model = ModelFact { id: "m".into(), raw: String::new() };
     for engine in router.engines() {
         router.probe(&engine, Probe::Healthy, 0);
         router.learn(&engine, Facts { models: vec![model.clone()], ..Facts::default() });

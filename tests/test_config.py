@@ -11,6 +11,7 @@ from nebula_router.config import Settings
 from nebula_router.reference import Setting, as_toml, page, settings
 from nebula_router.sources import ConfigError, load
 
+ROOT = Path(__file__).parents[1]
 ROWS = list(settings())
 POLICIES = ["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"]
 BOUNDED = [
@@ -159,6 +160,12 @@ def test_no_two_settings_of_one_command_share_a_flag() -> None:
         "http://h:99999",
         "http://h:0",
         "http://a b:1",
+        'http://a"b:80',
+        "http://a<b",
+        "http://a,b:80",
+        "http://h:",
+        "http://[::1]b:80",
+        "http://[1:2]:80",
         "http://h/v1",
         "http://h?x=1",
     ],
@@ -271,14 +278,14 @@ def test_the_core_gets_every_field_in_its_units() -> None:
             "breaker_open_ms": 5000,
         },
         "wire": {
-            "connect_timeout_ms": 2000,
-            "first_byte_timeout_ms": 600000,
+            "connect_timeout_ms": 1000,
+            "first_byte_timeout_ms": 1800000,
             "idle_timeout_ms": 300000,
             "pool_idle_ms": 4000,
             "pool_per_engine": 1024,
             "retries": 2,
             "probe_interval_ms": 1000,
-            "probe_timeout_ms": 2000,
+            "probe_timeout_ms": 1500,
             "facts_interval_ms": 30000,
             "ca_file": None,
             "max_inflight": 8192,
@@ -307,6 +314,25 @@ def test_the_toml_of_settings_gives_the_same_settings(toml: Write) -> None:
     assert load(file=toml(as_toml(tree))) == tree
 
 
+def test_a_blackholed_host_counts_as_unreachable() -> None:
+    assert Settings().upstream.connect_timeout_ms < Settings().upstream.probe_timeout_ms
+
+
 def test_the_page_of_settings_is_current() -> None:
-    docs = Path(__file__).parents[1] / "docs" / "settings.md"
+    docs = ROOT / "docs" / "settings.md"
     assert docs.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_the_settings_in_the_readme_are_those_of_the_code() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| setting | flag | default | meaning |\n|---|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = {row.dotted: row for row in ROWS}
+    shown = [tuple(cell.strip() for cell in line.strip("|").split("|"))[:3] for line in table.splitlines()]
+    assert shown
+    assert shown == [readme_cells(rows[name.strip("`")]) for name, _, _ in shown]
+
+
+def readme_cells(row: Setting) -> tuple[str, str, str]:
+    value = json.loads(row.default or "null")
+    default = "none" if value is None else f"`{value}`" if isinstance(value, str) else f"{value:g}"
+    return f"`{row.dotted}`", f"`{row.flags[0]}`" if row.flags else "none: a secret", default

@@ -3,6 +3,21 @@
 from collections.abc import Iterable, Sequence
 from typing import Final, final
 
+__all__ = [
+    "ERROR_KINDS",
+    "PATHS",
+    "POLICIES",
+    "Core",
+    "Exchange",
+    "Log",
+    "NebulaError",
+    "Sim",
+    "__version__",
+    "chain_from_text",
+    "chain_from_tokens",
+    "start_log",
+]
+
 __version__: Final[str]
 PATHS: Final[list[str]]
 POLICIES: Final[list[str]]

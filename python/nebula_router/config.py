@@ -9,6 +9,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
+from ipaddress import IPv6Address
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from pydantic_settings import NoDecode
 
 MB: Final = 1024 * 1024
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+):(?P<port>[0-9]{1,5})")
+_AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[(?P<ip6>[0-9A-Fa-f:.]+)\])(?::[0-9]+)?")
 _MAX_PORT: Final = 65535
 
 
@@ -63,11 +65,14 @@ def _engine_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
+        host = _AUTHORITY.fullmatch(parts.netloc.rpartition("@")[2])
+        if host is not None and host["ip6"]:
+            IPv6Address(host["ip6"])
     except ValueError as error:
         raise ValueError(f"{expected} ({error})") from None
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"{expected}, without a user name or password")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or re.search(r"\s", url):
+    if parts.scheme not in {"http", "https"} or host is None or port == 0 or re.search(r"\s", url):
         raise ValueError(expected)
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError(f"{expected}, without a path: the gateway adds the path of each request")
@@ -198,10 +203,10 @@ class RouteSettings(_Group):
         0.9, ge=0, le=0.99, description="Share of the KV cache in use where that cost begins to grow."
     )
     breaker_failures: int = Field(
-        5, ge=1, le=1000, description="Failures in a row after which an engine is left alone."
+        5, ge=1, le=1000, description="Timeouts and 5xx in a row after which an engine rests."
     )
     breaker_open_ms: int = Field(
-        5000, ge=10, le=600_000, description="Time until an engine that was left alone gets one request as a trial."
+        5000, ge=10, le=600_000, description="Time that it rests; then a healthy probe brings it back."
     )
     seed: int | None = Field(
         None, ge=0, le=2**64 - 1, description="Seed of random choices; without one, each start draws its own."
@@ -211,7 +216,9 @@ class RouteSettings(_Group):
 class UpstreamSettings(_Group):
     """The connections to engines."""
 
-    connect_timeout_ms: int = Field(2000, ge=1, le=600_000, description="Longest wait for a connection.")
+    connect_timeout_ms: int = Field(
+        1000, ge=1, le=600_000, description="Longest wait for a connection; keep it below probe_timeout_ms."
+    )
     first_byte_timeout_s: float = Field(
         1800.0, ge=0.01, le=86400, description="Longest wait for a reply's first byte, or for all of one not streamed."
     )

@@ -18,7 +18,7 @@ MODEL = "tiny"
 PACE = {"prefill_us_per_token": 1.0, "decode_us_per_seq": 10.0, "step_base_us": 1000.0}
 # Everything that a test waits for, sooner.
 QUICK = (
-    *("--probe-interval-ms", "100", "--probe-timeout-ms", "600", "--facts-interval-s", "0.5"),
+    *("--probe-interval-ms", "100", "--probe-timeout-ms", "300", "--facts-interval-s", "0.5"),
     *("--breaker-open-ms", "200", "--idle-timeout-s", "1.5", "--first-byte-timeout-s", "10"),
 )
 

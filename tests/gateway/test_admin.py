@@ -23,6 +23,31 @@ async def test_the_list_tells_all_of_each_engine(gateway: Gateway, sims: list[Si
         assert engine["version"]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("Origin", "http://127.0.0.1"),
+        ("Origin", "null"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("Forwarded", "for=10.0.0.9"),
+    ],
+    ids=": ".join,
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_web_page_or_a_proxy_needs_the_token(method: str, header: tuple[str, str], gateway: Gateway) -> None:
+    before = await gateway.engines()
+    reply = await gateway.http.request(method, ENGINES, content=b'{"url": "http://h:1"}', headers=[header])
+    assert reply.status_code == 403
+    assert "gateway.admin_token" in reply.json()["error"]["message"]
+    assert (await gateway.engines()).keys() == before.keys()
+
+
+async def test_an_address_typed_into_a_browser_is_not_a_web_page(gateway: Gateway) -> None:
+    assert (await gateway.http.get(ENGINES, headers={"Sec-Fetch-Site": "none"})).status_code == 200
+
+
 async def test_an_engine_is_added_drained_resumed_and_removed(gateway: Gateway) -> None:
     upstream = Upstream()
     await upstream.start()

@@ -302,7 +302,6 @@ async def test_a_slow_engine_is_no_failed_engine(gateway: Gateway, faulty: Sim) 
         assert stream_fault((await client.reply()).body) is None
 
 
-@pytest.mark.xfail(reason="no trial is sent while another engine is ready")
 async def test_an_engine_that_fails_again_and_again_is_left_alone_for_a_while(
     gateway: Gateway, pair: tuple[Upstream, Upstream]
 ) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nebula_router.config import EngineSettings
-from nebula_router.gateway.auth import Keys, from_this_machine
+from nebula_router.gateway.auth import Keys, from_this_machine, is_sent_on
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Admin:
-    """The admin endpoints. Without `gateway.admin_token` they answer clients on this machine alone."""
+    """The admin endpoints. Without `gateway.admin_token` they answer clients on this machine alone.
+
+    A web page or a proxy on this machine asks on behalf of somebody who may be elsewhere: it is refused too.
+    """
 
     def __init__(self, core: Core, settings: Settings) -> None:
         """Change the fleet of `core`."""
@@ -51,6 +54,10 @@ class Admin:
                     raise HTTPException(401, "the admin token is needed: Authorization: Bearer TOKEN", challenge)
             elif not from_this_machine(request.scope):
                 raise HTTPException(403, "set gateway.admin_token to use the admin endpoints from another machine")
+            elif is_sent_on(request.scope["headers"]):
+                raise HTTPException(
+                    403, "set gateway.admin_token to use the admin endpoints from a web page or through a proxy"
+                )
             return await handler(request)
 
         return guarded

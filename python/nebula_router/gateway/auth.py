@@ -16,6 +16,8 @@ NEEDS_KEY: Final = "a valid key is needed: Authorization: Bearer KEY"
 
 Headers = list[tuple[bytes, bytes]]
 
+_SENT_ON: Final = frozenset({b"origin", b"x-forwarded-for", b"forwarded"})
+
 
 class Keys:
     """Bearer keys, compared in constant time. Without any, everybody is let in."""
@@ -46,6 +48,13 @@ def bearer(headers: Headers) -> bytes | None:
 def without_authorization(headers: Headers) -> Headers:
     """Drop the client's key: it is meant for the gateway, no engine needs to see it."""
     return [pair for pair in headers if pair[0] != b"authorization"]
+
+
+def is_sent_on(headers: Headers) -> bool:
+    """Whether a web page or a proxy sent the request: its address is then not that of whoever asked for it."""
+    return any(
+        name in _SENT_ON or (name == b"sec-fetch-site" and value.strip().lower() != b"none") for name, value in headers
+    )
 
 
 def from_this_machine(scope: Scope) -> bool:

@@ -79,7 +79,7 @@ impl Core {
     fn set_engines(&self, py: Python<'_>, engines: &[u8]) -> PyResult<()> {
         let engines: Vec<EngineSpec> = serde_json::from_slice(engines)
             .map_err(|cause| invalid(&format!("engines: {cause}")))?;
-        self.wire.set_engines(engines).map_err(|error| to_python(py, &error))
+        self.wire.set_engines(engines).map_err(|error| route_to_python(py, error))
     }
 
     /// Whether the engine `name` gets new requests.

@@ -119,6 +119,13 @@ impl Chain {
         &self.hashes
     }
 
+    /// The same blocks in front of a request of `prompt_tokens` in all: a batch is routed by its first prompt and is as
+    /// much work as all of them.
+    #[must_use]
+    pub fn with_prompt_tokens(self, prompt_tokens: u32) -> Chain {
+        Chain { prompt_tokens, ..self }
+    }
+
     /// Tokens of the whole prompt; an estimate where it was given as text.
     #[must_use]
     pub fn prompt_tokens(&self) -> u32 {

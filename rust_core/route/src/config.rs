@@ -10,7 +10,7 @@ pub struct Config {
     pub policy: String,
     /// Bytes per block of the text kind of key.
     pub text_block_bytes: u32,
-    /// Tokens per block where the engine's own block size is not known.
+    /// Tokens per block of the token kind of key.
     pub token_block_tokens: u32,
     /// Bytes of text that make one token, for prompts that are not tokenised.
     pub bytes_per_token: f32,

@@ -40,12 +40,6 @@ pub struct Facts {
 pub struct ModelFact {
     /// The name that requests use.
     pub id: String,
-    /// Where the engine loaded it from.
-    pub root: Option<String>,
-    /// The base model of an adapter.
-    pub parent: Option<String>,
-    /// Longest prompt and reply together, in tokens.
-    pub max_model_len: Option<u64>,
     /// The engine's own card, as JSON.
     pub raw: String,
 }
@@ -182,12 +176,14 @@ impl Engine {
         }
     }
 
-    pub(crate) fn note(&self, outcome: Outcome, config: &Config, now: Millis) {
-        self.change(|health| health.note(outcome, config, now));
+    /// Gives `true` if this is how the engine's process was found to be gone.
+    pub(crate) fn note(&self, outcome: Outcome, config: &Config, now: Millis) -> bool {
+        self.change(|health| health.note(outcome, config, now))
     }
 
-    pub(crate) fn probe(&self, probe: Probe, config: &Config, now: Millis) {
-        self.change(|health| health.probe(probe, config, now));
+    /// Gives `true` if this is how the engine's process was found to be gone.
+    pub(crate) fn probe(&self, probe: Probe, config: &Config, now: Millis) -> bool {
+        self.change(|health| health.probe(probe, config, now))
     }
 
     pub(crate) fn drain(&self, on: bool) {
@@ -198,10 +194,12 @@ impl Engine {
         self.change(|health| health.trial(config, now));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Health)) {
+    fn change(&self, change: impl FnOnce(&mut Health)) -> bool {
         let mut health = self.health.lock();
+        let had_process = health.has_process();
         change(&mut health);
         self.standing.store(encode(&health), Ordering::Relaxed);
+        had_process && !health.has_process()
     }
 }
 

@@ -1,12 +1,13 @@
 //! Whether an engine takes traffic: a state machine over outcomes and probes. Time is passed in.
 //!
 //! ```text
-//!              healthy probe            refused, reset, or `breaker_failures` in a row
+//!              healthy probe               refused, or `breaker_failures` in a row
 //!   Unknown ------------------> Ready -------------------------------------------------> Down
 //!                               |   ^                                                      |
-//!                 missed probes |   +---- healthy probe, or a trial that succeeds ---------+
-//!                               v   |
-//!                              Silent
+//!                  broken       |   +---- healthy probe, or a trial that succeeds ---------+
+//!                  connection,  v   |
+//!                  missed     Silent
+//!                  probes
 //! ```
 //!
 //! A silent engine may be dead or only busy: it gets nothing while another engine is ready, and is still better than
@@ -72,6 +73,7 @@ pub struct Health {
     failures: u32,
     missed: u32,
     draining: bool,
+    has_process: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -103,7 +105,7 @@ pub(crate) enum Standing {
 
 impl Health {
     pub(crate) fn new() -> Health {
-        Health { state: State::Unknown, failures: 0, missed: 0, draining: false }
+        Health { state: State::Unknown, failures: 0, missed: 0, draining: false, has_process: true }
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -134,6 +136,11 @@ impl Health {
         }
     }
 
+    /// Whether somebody listened when last seen.
+    pub(crate) fn has_process(&self) -> bool {
+        self.has_process
+    }
+
     pub(crate) fn drain(&mut self, on: bool) {
         self.draining = on;
     }
@@ -149,11 +156,11 @@ impl Health {
         match outcome {
             Outcome::Ok | Outcome::Overloaded => {
                 self.failures = 0;
+                self.has_process = true;
                 self.state = State::Ready;
             }
-            Outcome::ConnectFailed | Outcome::Reset | Outcome::DiedMidStream => {
-                self.down(config, now);
-            }
+            Outcome::ConnectFailed => self.gone(config, now),
+            Outcome::Reset | Outcome::DiedMidStream => self.silent(),
             Outcome::Timeout | Outcome::ServerError => {
                 self.failures += 1;
                 if self.failures >= config.breaker_failures {
@@ -168,20 +175,35 @@ impl Health {
         match probe {
             Probe::Healthy => {
                 self.missed = 0;
-                // An engine whose requests fail although its probes succeed stays down until a trial succeeds.
-                if self.failures < config.breaker_failures {
+                self.has_process = true;
+                // An engine whose requests fail although its probes succeed rests for its time. Then the next requests
+                // try it, and one more failure is enough to rest again.
+                let rests = matches!(self.state, State::Down { trial_at } if now < trial_at);
+                if !(rests && self.failures >= config.breaker_failures) {
+                    self.failures = self.failures.min(config.breaker_failures - 1);
                     self.state = State::Ready;
                 }
             }
-            Probe::Unreachable => self.down(config, now),
+            Probe::Unreachable => self.gone(config, now),
             Probe::Unhealthy => {
                 self.missed += 1;
-                let open = matches!(self.state, State::Unknown | State::Ready);
-                if self.missed >= MISSED_PROBES && open {
-                    self.state = State::Silent;
+                if self.missed >= MISSED_PROBES {
+                    self.silent();
                 }
             }
         }
+    }
+
+    fn silent(&mut self) {
+        if matches!(self.state, State::Unknown | State::Ready) {
+            self.state = State::Silent;
+        }
+    }
+
+    /// Nobody listens any more: what was in the engine's cache is lost with it.
+    fn gone(&mut self, config: &Config, now: Millis) {
+        self.has_process = false;
+        self.down(config, now);
     }
 
     fn down(&mut self, config: &Config, now: Millis) {
@@ -203,11 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_or_broken_connection_is_certain_and_a_probe_brings_the_engine_back() {
-        for outcome in [Outcome::ConnectFailed, Outcome::Reset, Outcome::DiedMidStream] {
+    fn a_refused_connection_closes_and_a_broken_one_makes_it_the_last_resort_until_a_probe() {
+        let refused = (Outcome::ConnectFailed, Standing::Closed);
+        let reset = (Outcome::Reset, Standing::Silent);
+        let died = (Outcome::DiedMidStream, Standing::Silent);
+        for (outcome, standing) in [refused, reset, died] {
             let mut health = ready();
             health.note(outcome, &config("kv"), 10);
-            assert_eq!(health.status(), Status::Down);
+            assert_eq!((health.status(), health.standing(10)), (Status::Down, standing));
             health.probe(Probe::Healthy, &config("kv"), 20);
             assert_eq!(health.status(), Status::Ready);
         }
@@ -227,7 +252,8 @@ mod tests {
     }
 
     #[test]
-    fn failing_requests_open_the_breaker_although_probes_succeed_and_a_trial_closes_it() {
+    fn failing_requests_make_an_engine_rest_although_probes_succeed_and_one_more_makes_it_rest_again()
+     {
         let config = config("kv");
         let mut health = ready();
         for _ in 0..config.breaker_failures {
@@ -236,9 +262,25 @@ mod tests {
         health.probe(Probe::Healthy, &config, 150);
         assert_eq!(health.standing(150), Standing::Closed);
         let later = 100 + config.breaker_open_ms;
+        health.probe(Probe::Healthy, &config, later);
+        assert_eq!(health.status(), Status::Ready);
+        health.note(Outcome::ServerError, &config, later + 1);
+        assert_eq!(health.standing(later + 1), Standing::Closed);
+        health.probe(Probe::Healthy, &config, later + 1 + config.breaker_open_ms);
+        health.note(Outcome::Ok, &config, later + 2 + config.breaker_open_ms);
+        health.note(Outcome::ServerError, &config, later + 3 + config.breaker_open_ms);
+        assert_eq!(health.status(), Status::Ready, "a success forgives what was before");
+    }
+
+    #[test]
+    fn without_probes_one_trial_at_a_time_may_bring_it_back() {
+        let config = config("kv");
+        let mut health = ready();
+        health.note(Outcome::ConnectFailed, &config, 0);
+        let later = config.breaker_open_ms;
         assert_eq!(health.standing(later), Standing::Trial);
         health.trial(&config, later);
-        assert_eq!(health.standing(later), Standing::Closed, "one trial at a time");
+        assert_eq!(health.standing(later), Standing::Closed);
         health.note(Outcome::Ok, &config, later + 1);
         assert_eq!(health.status(), Status::Ready);
     }

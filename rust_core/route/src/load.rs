@@ -15,6 +15,8 @@ pub struct Ledger {
     running: AtomicU32,
     /// `f32` bits of the KV usage that the engine last reported.
     kv_usage: AtomicU32,
+    /// The router's turn in which the rank was last chosen.
+    turn: AtomicU64,
 }
 
 /// What a rank has on its hands now.
@@ -35,7 +37,8 @@ pub struct Load {
 pub struct Guard {
     ledger: Arc<Ledger>,
     prefill_tokens: AtomicU64,
-    resident_tokens: u64,
+    resident_tokens: AtomicU64,
+    running: AtomicU32,
 }
 
 impl Ledger {
@@ -57,12 +60,24 @@ impl Ledger {
         Guard {
             ledger: Arc::clone(self),
             prefill_tokens: AtomicU64::new(prefill_tokens),
-            resident_tokens,
+            resident_tokens: AtomicU64::new(resident_tokens),
+            running: AtomicU32::new(1),
         }
     }
 
+    /// A usage that is no number is not a report.
     pub(crate) fn set_kv_usage(&self, usage: f32) {
-        self.kv_usage.store(usage.clamp(0.0, 1.0).to_bits(), Ordering::Relaxed);
+        if usage.is_finite() {
+            self.kv_usage.store(usage.clamp(0.0, 1.0).to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take_turn(&self, turn: u64) {
+        self.turn.store(turn, Ordering::Relaxed);
     }
 }
 
@@ -72,13 +87,21 @@ impl Guard {
         let prefill_tokens = self.prefill_tokens.swap(0, Ordering::Relaxed);
         self.ledger.prefill_tokens.fetch_sub(prefill_tokens, Ordering::Relaxed);
     }
+
+    /// The engine is done with the request, or never took it: everything is returned now. Calling it again, or dropping
+    /// the guard later, changes nothing.
+    pub fn release(&self) {
+        self.first_byte();
+        let resident_tokens = self.resident_tokens.swap(0, Ordering::Relaxed);
+        self.ledger.resident_tokens.fetch_sub(resident_tokens, Ordering::Relaxed);
+        let running = self.running.swap(0, Ordering::Relaxed);
+        self.ledger.running.fetch_sub(running, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.first_byte();
-        self.ledger.resident_tokens.fetch_sub(self.resident_tokens, Ordering::Relaxed);
-        self.ledger.running.fetch_sub(1, Ordering::Relaxed);
+        self.release();
     }
 }
 
@@ -101,6 +124,25 @@ mod tests {
             Load { prefill_tokens: 0, resident_tokens: 400, running: 1, kv_usage: 0.0 }
         );
         drop(guard);
+        assert_eq!(ledger.load(), Load::default());
+    }
+
+    #[test]
+    fn a_usage_that_is_no_number_changes_nothing() {
+        let ledger = Ledger::default();
+        ledger.set_kv_usage(0.5);
+        ledger.set_kv_usage(f32::NAN);
+        assert!((ledger.load().kv_usage - 0.5).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn a_released_guard_returns_nothing_twice() {
+        let ledger = Arc::new(Ledger::default());
+        let (kept, released) = (ledger.book(10, 20), ledger.book(3, 4));
+        released.release();
+        drop(released);
+        assert_eq!((ledger.load().prefill_tokens, ledger.load().resident_tokens), (10, 20));
+        drop(kept);
         assert_eq!(ledger.load(), Load::default());
     }
 

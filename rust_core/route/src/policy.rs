@@ -34,6 +34,8 @@ pub(crate) struct Candidate<'a> {
     pub(crate) engine: &'a std::sync::Arc<Engine>,
     pub(crate) rank_index: u32,
     pub(crate) load: Load,
+    /// The turn in which it was last chosen.
+    pub(crate) turn: u64,
     pub(crate) overlap_tokens: u32,
     pub(crate) terms: Terms,
 }
@@ -44,21 +46,19 @@ impl Policy {
         self == Policy::Kv
     }
 
-    /// The index of the chosen candidate; `None` only if there is none. `turn` counts requests.
+    /// The index of the chosen candidate; `None` only if there is none.
     pub(crate) fn choose(
         self,
         candidates: &[Candidate<'_>],
         session: Option<&str>,
-        turn: u64,
         rng: &mut Rng,
     ) -> Option<usize> {
         let prices = || candidates.iter().map(|candidate| candidate.terms.total);
         match self {
             _ if candidates.is_empty() => None,
             Policy::Kv | Policy::LeastLoaded => pick::lowest(prices(), rng),
-            // The remainder is below the number of candidates, which fits.
-            #[expect(clippy::cast_possible_truncation, reason = "see above")]
-            Policy::RoundRobin => Some((turn % candidates.len() as u64) as usize),
+            // The one that waited longest: fair also where requests are tried again or models share engines.
+            Policy::RoundRobin => (0..candidates.len()).min_by_key(|&index| candidates[index].turn),
             Policy::Random => Some(rng.usize(..candidates.len())),
             Policy::PowerOfTwo => Some(less_loaded_of_two(candidates, rng)),
             Policy::Session => match session {

@@ -13,7 +13,7 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::tree::{Tree, TreeStats};
 use crate::{
     Chain, Config, Engine, EngineId, EngineSpec, Error, Event, Facts, Guard, Millis, ModelFact,
-    Outcome, Policy, Probe, RankId, Status, Swap, Terms, cost,
+    Outcome, Policy, Probe, RankId, Swap, Terms, cost,
 };
 
 /// The brain of a gateway: fleet, index, books, policy.
@@ -66,6 +66,10 @@ pub struct Choice {
     pub guard: Guard,
 }
 
+/// How long a route counts before the engine has answered: it draws requests of the same prefix together while the first
+/// one is computed, and a request that the engine never took leaves no lasting claim.
+const UNANSWERED_MS: Millis = 60_000;
+
 /// Candidates and overlaps of one decision; on the stack for fleets up to this size, one allocation beyond.
 type Candidates<'a> = SmallVec<[Candidate<'a>; 32]>;
 
@@ -80,7 +84,7 @@ impl Router {
             fleet: Swap::new(Fleet::default()),
             next_ids: Mutex::default(),
             tree: RwLock::new(Tree::new(config.tree_max_bytes)),
-            turn: AtomicU64::new(0),
+            turn: AtomicU64::new(1),
             rng: Mutex::new(Rng::with_seed(seed)),
             config,
         })
@@ -95,7 +99,7 @@ impl Router {
     /// [`Error::UnknownModel`], or [`Error::NoEngine`] if nobody can take it now.
     pub fn route(&self, query: &Query<'_>, now: Millis) -> Result<Choice, Error> {
         let fleet = self.fleet.load();
-        let mut candidates = self.candidates(&fleet, query, now)?;
+        let mut candidates = candidates(&fleet, query, now)?;
         if self.policy.reads_tree() {
             self.overlaps(query.chain, &mut candidates);
         }
@@ -104,8 +108,7 @@ impl Router {
             candidate.terms =
                 cost::price(&self.config, &candidate.load, prompt_tokens, candidate.overlap_tokens);
         }
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let chosen = self.policy.choose(&candidates, query.session, turn, &mut self.rng.lock());
+        let chosen = self.policy.choose(&candidates, query.session, &mut self.rng.lock());
         let chosen = chosen.ok_or_else(|| none_can(&fleet, query.model))?;
         Ok(self.book(&candidates[chosen], query.chain, candidates.len(), now))
     }
@@ -160,18 +163,26 @@ impl Router {
         engine.set_kv_usage(rank_index, usage);
     }
 
-    /// How a request went.
+    /// How a request went. An engine whose process is gone has lost its cache too.
     pub fn note(&self, engine: &Engine, outcome: Outcome, now: Millis) {
-        self.unless_gone(engine, outcome == Outcome::ConnectFailed, || {
-            engine.note(outcome, &self.config, now);
-        });
+        if engine.note(outcome, &self.config, now) {
+            self.forget(engine);
+        }
     }
 
-    /// What a health probe found.
+    /// What a health probe found. An engine whose process is gone has lost its cache too.
     pub fn probe(&self, engine: &Engine, probe: Probe, now: Millis) {
-        self.unless_gone(engine, probe == Probe::Unreachable, || {
-            engine.probe(probe, &self.config, now);
-        });
+        if engine.probe(probe, &self.config, now) {
+            self.forget(engine);
+        }
+    }
+
+    /// The engine has answered: what was booked as its route is now what it holds.
+    pub fn keep(&self, choice: &Choice, chain: &Chain, now: Millis) {
+        if self.policy.reads_tree() {
+            let until = now + self.config.route_ttl_ms;
+            self.tree.write().note_route(choice.rank, chain.hashes(), until);
+        }
     }
 
     /// What an engine says of the blocks of one of its ranks.
@@ -195,47 +206,6 @@ impl Router {
     /// The settings.
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// The ranks of the best standing that any engine of the model has.
-    fn candidates<'f>(
-        &self,
-        fleet: &'f Fleet,
-        query: &Query<'_>,
-        now: Millis,
-    ) -> Result<Candidates<'f>, Error> {
-        let engines = fleet.serving(query.model);
-        if engines.is_empty() {
-            return Err(unknown(fleet, query.model));
-        }
-        let open = |engine: &&Arc<Engine>| !query.excluded.contains(&engine.id());
-        let best = engines.iter().filter(open).map(|engine| engine.standing(now)).min();
-        let best = best
-            .filter(|best| *best != Standing::Closed)
-            .ok_or_else(|| none_can(fleet, query.model))?;
-        let mut candidates = Candidates::new();
-        for engine in engines.iter().filter(open).filter(|engine| engine.standing(now) == best) {
-            if best == Standing::Trial {
-                engine.trial(&self.config, now);
-            }
-            let ranks = engine.spec().ranks;
-            // Behind a single rank may stand ranks that the fleet's owner did not tell of: the engine knows its own.
-            let is_wanted =
-                |index: &u32| ranks == 1 || query.rank.is_none_or(|rank| rank == *index);
-            let wanted = (0..ranks).filter(is_wanted);
-            candidates.extend(wanted.map(|rank_index| Candidate {
-                engine,
-                rank_index,
-                load: engine.ledger(rank_index).load(),
-                overlap_tokens: 0,
-                terms: Terms::default(),
-            }));
-        }
-        if candidates.is_empty() {
-            let rank = query.rank.unwrap_or_default();
-            return Err(Error::UnknownRank { model: query.model.to_owned(), rank });
-        }
-        Ok(candidates)
     }
 
     fn overlaps(&self, chain: &Chain, candidates: &mut Candidates<'_>) {
@@ -262,10 +232,16 @@ impl Router {
     ) -> Choice {
         let prompt_tokens = chain.prompt_tokens();
         let prefill = u64::from(prompt_tokens.saturating_sub(chosen.overlap_tokens));
-        let guard = chosen.engine.ledger(chosen.rank_index).book(prefill, prompt_tokens.into());
+        let ledger = chosen.engine.ledger(chosen.rank_index);
+        ledger.take_turn(self.turn.fetch_add(1, Ordering::Relaxed));
+        if chosen.engine.standing(now) == Standing::Trial {
+            chosen.engine.trial(&self.config, now);
+        }
+        let guard = ledger.book(prefill, prompt_tokens.into());
         let rank = chosen.engine.rank(chosen.rank_index);
         if self.policy.reads_tree() {
-            self.tree.write().note_route(rank, chain.hashes(), now + self.config.route_ttl_ms);
+            let until = now + self.config.route_ttl_ms.min(UNANSWERED_MS);
+            self.tree.write().note_route(rank, chain.hashes(), until);
         }
         Choice {
             engine: Arc::clone(chosen.engine),
@@ -280,20 +256,46 @@ impl Router {
         }
     }
 
-    /// Applies a change of health. An engine that is found to have no process any more has no cache either.
-    fn unless_gone(&self, engine: &Engine, gone: bool, change: impl FnOnce()) {
-        let before = engine.status();
-        change();
-        if gone && before != Status::Down && engine.status() == Status::Down {
-            self.forget(engine);
-        }
-    }
-
     fn forget(&self, engine: &Engine) {
         for rank in engine.ranks() {
             self.tree.write().remove_rank(rank);
         }
     }
+}
+
+/// The ranks of the best standing that any engine of the model has.
+fn candidates<'f>(
+    fleet: &'f Fleet,
+    query: &Query<'_>,
+    now: Millis,
+) -> Result<Candidates<'f>, Error> {
+    let engines = fleet.serving(query.model);
+    if engines.is_empty() {
+        return Err(unknown(fleet, query.model));
+    }
+    // Behind a single rank may stand ranks that the fleet's owner did not tell of: the engine knows its own.
+    let wanted = |ranks: u32, index: u32| ranks == 1 || query.rank.is_none_or(|rank| rank == index);
+    let has_rank = |engine: &Arc<Engine>| {
+        let ranks = engine.spec().ranks;
+        (0..ranks).any(|index| wanted(ranks, index))
+    };
+    if let Some(rank) = query.rank.filter(|_| !engines.iter().any(has_rank)) {
+        return Err(Error::UnknownRank { model: query.model.to_owned(), rank });
+    }
+    let open = |engine: &&Arc<Engine>| !query.excluded.contains(&engine.id()) && has_rank(engine);
+    let best = engines.iter().filter(open).map(|engine| engine.standing(now)).min();
+    let best = best.filter(|best| *best != Standing::Closed);
+    let best = best.ok_or_else(|| none_can(fleet, query.model))?;
+    let mut candidates = Candidates::new();
+    for engine in engines.iter().filter(open).filter(|engine| engine.standing(now) == best) {
+        let ranks = engine.spec().ranks;
+        candidates.extend((0..ranks).filter(|index| wanted(ranks, *index)).map(|rank_index| {
+            let ledger = engine.ledger(rank_index);
+            let (load, turn) = (ledger.load(), ledger.turn());
+            Candidate { engine, rank_index, load, turn, overlap_tokens: 0, terms: Terms::default() }
+        }));
+    }
+    Ok(candidates)
 }
 
 fn unknown(fleet: &Fleet, model: &str) -> Error {

@@ -2,47 +2,37 @@
 //!
 //! `Arc` is the standard one in both worlds: a method on `self: &Arc<Self>` takes no other.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 #[cfg(nebula_loom)]
+pub(crate) use loom::sync::RwLock;
+#[cfg(nebula_loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(not(nebula_loom))]
+pub(crate) use std::sync::RwLock;
 #[cfg(not(nebula_loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A value that is read often and replaced whole: a reader sees the old or the new one, never a mixture.
 pub struct Swap<T> {
-    #[cfg(not(nebula_loom))]
-    cell: arc_swap::ArcSwap<T>,
-    #[cfg(nebula_loom)]
-    cell: loom::sync::Mutex<Arc<T>>,
+    /// Held for one clone or one store of a pointer, so a reader never waits for the making of a value.
+    cell: RwLock<Arc<T>>,
 }
 
 impl<T> Swap<T> {
     /// Holds `value` until the first [`Swap::store`].
     pub fn new(value: T) -> Swap<T> {
-        let value = Arc::new(value);
-        #[cfg(not(nebula_loom))]
-        return Swap { cell: arc_swap::ArcSwap::new(value) };
-        #[cfg(nebula_loom)]
-        return Swap { cell: loom::sync::Mutex::new(value) };
+        Swap { cell: RwLock::new(Arc::new(value)) }
     }
 
-    /// The value of now. # Cost: no lock, no contention with other readers.
+    /// The value of now.
     pub fn load(&self) -> Arc<T> {
-        #[cfg(not(nebula_loom))]
-        return self.cell.load_full();
-        #[cfg(nebula_loom)]
-        return Arc::clone(&self.cell.lock().expect("loom's mutex is never poisoned"));
+        // A pointer is whole whoever panicked.
+        Arc::clone(&self.cell.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces the value for all readers that come after.
     pub fn store(&self, value: T) {
-        let value = Arc::new(value);
-        #[cfg(not(nebula_loom))]
-        self.cell.store(value);
-        #[cfg(nebula_loom)]
-        {
-            *self.cell.lock().expect("loom's mutex is never poisoned") = value;
-        }
+        *self.cell.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
     }
 }

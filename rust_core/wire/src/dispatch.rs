@@ -8,7 +8,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use nebula_route::{Choice, Engine, EngineId, Outcome, Query, Router};
+use nebula_route::{Choice, Engine, EngineId, Outcome, Query, Router, Status};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -61,6 +61,18 @@ struct Answer {
     rest: Option<Incoming>,
 }
 
+impl Context {
+    /// Tells the engine's health how a request went, and the log if that takes the engine out.
+    pub(crate) fn note(&self, engine: &Engine, outcome: Outcome, cause: Option<&Error>) {
+        let before = engine.status();
+        self.router.note(engine, outcome, self.clock.now());
+        if before != Status::Down && engine.status() == Status::Down {
+            let cause = cause.map_or_else(|| format!("{outcome:?}"), ToString::to_string);
+            tracing::warn!(engine = engine.spec().name, cause, "engine is down");
+        }
+    }
+}
+
 /// Serves one request and tells `sender` all that comes of it.
 pub(crate) async fn exchange(
     mut record: Record,
@@ -80,7 +92,7 @@ async fn answer(
     sender: &Sender,
     record: &mut Record,
 ) -> Result<(), Error> {
-    let debug = request.headers.contains_key(net::DEBUG);
+    let debug = request.headers.get(net::DEBUG).is_some_and(|value| value == "1");
     let (request, prompt) = read_prompt(context, request).await?;
     record.prompt(&prompt);
     let answer = first_answer(context, request, &prompt, record).await?;
@@ -92,18 +104,9 @@ async fn read_prompt(
     mut request: Request,
 ) -> Result<(Request, Prompt), Error> {
     let body = std::mem::take(&mut request.body);
-    if body.len() < LONG_BODY {
-        let prompt = prompt::read(
-            request.endpoint,
-            &request.headers,
-            body,
-            &context.config,
-            &context.router,
-        )?;
-        return Ok((request, prompt));
-    }
+    let long = body.len() >= LONG_BODY;
     let context = Arc::clone(context);
-    off_thread(move || {
+    let read = move || {
         let prompt = prompt::read(
             request.endpoint,
             &request.headers,
@@ -112,8 +115,8 @@ async fn read_prompt(
             &context.router,
         )?;
         Ok((request, prompt))
-    })
-    .await?
+    };
+    if long { off_thread(read).await? } else { read() }
 }
 
 /// Tries engines, the cheapest first, until one answers or trying again would help nobody.
@@ -145,9 +148,19 @@ async fn first_answer(
         record.choice(&choice);
         let engine = Arc::clone(&choice.engine);
         let result = attempt(context, choice, call.clone(), deadline).await;
-        note(context, &engine, result.as_ref());
+        context.note(&engine, outcome(result.as_ref()), result.as_ref().err());
         let again = match &result {
-            Ok(answer) => is_overloaded(answer.status),
+            Ok(answer) if is_overloaded(answer.status) => {
+                // It took nothing on; its answer is kept only in case nobody else has a better one.
+                answer.choice.guard.release();
+                true
+            }
+            Ok(answer) => {
+                if answer.status.is_success() {
+                    context.router.keep(&answer.choice, &prompt.chain, context.clock.now());
+                }
+                false
+            }
             Err(error) => error.retry != Retry::Never,
         };
         if !again || tried.len() > context.config.retries as usize {
@@ -223,37 +236,46 @@ async fn relay(
             }
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(cause)) => {
-                context.router.note(&engine, Outcome::DiedMidStream, context.clock.now());
-                break Error::died_mid_reply(&engine.spec().name, &cause.to_string());
+                let error = Error::died_mid_reply(&engine.spec().name, &cause.to_string());
+                context.note(&engine, Outcome::DiedMidStream, Some(&error));
+                break error;
             }
             Err(_) => {
-                context.router.note(&engine, Outcome::Timeout, context.clock.now());
-                break Error::timeout(
-                    &engine.spec().name,
-                    "further byte",
-                    context.config.idle_timeout_ms,
-                );
+                let limit_ms = context.config.idle_timeout_ms;
+                let error = Error::timeout(&engine.spec().name, "further byte", limit_ms);
+                context.note(&engine, Outcome::Timeout, Some(&error));
+                break error;
             }
         }
     };
     if events {
-        sender.chunk(error_event(&broke, whole_event)).await;
+        sender.chunk(error_event(record.endpoint(), &broke, whole_event)).await;
         record.broke(&broke);
         return Ok(());
     }
     Err(broke)
 }
 
-/// One server-sent event that carries an error; a torn event before it is ended first.
-fn error_event(error: &Error, after_whole_event: bool) -> Bytes {
-    let mut frame = Vec::new();
-    if !after_whole_event {
-        frame.extend_from_slice(b"\n\n");
-    }
-    frame.extend_from_slice(b"data: ");
-    frame.extend_from_slice(&error.body(error.status()));
-    frame.extend_from_slice(b"\n\n");
-    frame.into()
+/// One server-sent event that carries an error, in the words of the endpoint's protocol; a torn event before it is ended
+/// first.
+fn error_event(endpoint: Endpoint, error: &Error, after_whole_event: bool) -> Bytes {
+    let body = error.body(error.status());
+    let separator = if after_whole_event { "" } else { "\n\n" };
+    let name = match endpoint.shape {
+        // Clients of these read named events alone.
+        Shape::Messages | Shape::Responses => "event: error\n",
+        _ => "",
+    };
+    let body = match endpoint.shape {
+        Shape::Messages => {
+            serde_json::json!({"type": "error", "error": {"type": "api_error", "message": error.message}})
+        }
+        Shape::Responses => {
+            serde_json::json!({"type": "error", "code": error.status().to_string(), "message": error.message, "param": null})
+        }
+        _ => return [separator.as_bytes(), b"data: ", &body, b"\n\n"].concat().into(),
+    };
+    format!("{separator}{name}data: {body}\n\n").into()
 }
 
 /// The next chunk of data; `None` at the end. Trailers are skipped.
@@ -299,6 +321,9 @@ fn wanted_rank(headers: &HeaderMap) -> Result<Option<u32>, Error> {
 
 /// Whether a reply is held until it is whole. A stream of events never is.
 fn is_short(headers: &HeaderMap) -> bool {
+    if net::is_event_stream(headers) {
+        return false;
+    }
     let length =
         headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     length.is_some_and(|length| length <= WHOLE_REPLY)
@@ -309,8 +334,8 @@ fn is_overloaded(status: StatusCode) -> bool {
     status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-fn note(context: &Context, engine: &Engine, result: Result<&Answer, &Error>) {
-    let outcome = match result {
+fn outcome(result: Result<&Answer, &Error>) -> Outcome {
+    match result {
         Ok(answer) if is_overloaded(answer.status) => Outcome::Overloaded,
         Ok(answer) if answer.status.is_server_error() => Outcome::ServerError,
         Ok(_) => Outcome::Ok,
@@ -319,8 +344,7 @@ fn note(context: &Context, engine: &Engine, result: Result<&Answer, &Error>) {
             Retry::Always => Outcome::Reset,
             Retry::Never => Outcome::Timeout,
         },
-    };
-    context.router.note(engine, outcome, context.clock.now());
+    }
 }
 
 fn client_headers(answer: &mut Answer, debug: bool, record: &Record) -> HeaderMap {

@@ -3,11 +3,15 @@
 /// Where a request's prompt stands, so that its key can be made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Shape {
-    /// `messages` (and `tools`), as in chat completions and the Messages API.
+    /// `messages` (and `tools`), as in chat completions.
     Chat,
+    /// `messages`, `system` and `tools`, as in the Messages API.
+    Messages,
+    /// `input`: text or items, as in the Responses API.
+    Responses,
     /// `prompt`: text, token ids, or a list of either.
     Completion,
-    /// `input`: text, token ids, a list of either, or Responses items.
+    /// `input`: text, token ids, or a list of either.
     Input,
     /// JSON without a prompt that later requests could share.
     Plain,
@@ -32,8 +36,8 @@ const fn at(path: &'static str, shape: Shape) -> Endpoint {
 pub const ENDPOINTS: [Endpoint; 16] = [
     at("/v1/chat/completions", Shape::Chat),
     at("/v1/completions", Shape::Completion),
-    at("/v1/responses", Shape::Input),
-    at("/v1/messages", Shape::Chat),
+    at("/v1/responses", Shape::Responses),
+    at("/v1/messages", Shape::Messages),
     at("/v1/embeddings", Shape::Input),
     at("/tokenize", Shape::Plain),
     at("/detokenize", Shape::Plain),

@@ -29,6 +29,7 @@ pub(crate) struct Health {
 }
 
 struct Watched {
+    engine: String,
     task: AbortHandle,
     lost: watch::Receiver<bool>,
 }
@@ -51,12 +52,14 @@ impl Health {
             let kept = engines.iter().any(|engine| engine.id() == *id);
             if !kept {
                 watched.task.abort();
+                context.metrics.forget(&watched.engine);
             }
             kept
         });
         for engine in engines {
             watched.entry(engine.id()).or_insert_with(|| {
                 context.metrics.introduce(&engine);
+                let name = engine.spec().name.clone();
                 let (lost, receiver) = watch::channel(false);
                 let prober = Prober {
                     context: Arc::clone(context),
@@ -65,7 +68,7 @@ impl Health {
                     missed: 0,
                     facts_due: Instant::now(),
                 };
-                Watched { task: tasks.spawn(prober.run()), lost: receiver }
+                Watched { engine: name, task: tasks.spawn(prober.run()), lost: receiver }
             });
         }
     }
@@ -75,12 +78,19 @@ impl Health {
     /// A request that waits for its first byte listens to this: a hung engine then costs seconds, not the deadline.
     pub(crate) async fn lost(&self, engine: EngineId) {
         let lost = self.watched.lock().get(&engine).map(|watched| watched.lost.clone());
-        if let Some(mut lost) = lost
-            && lost.wait_for(|lost| *lost).await.is_ok()
-        {
-            return;
+        let Some(mut lost) = lost else {
+            return std::future::pending().await;
+        };
+        // From now on: a request that is sent to a lost engine all the same, as the last resort or a trial, gets its time.
+        lost.mark_unchanged();
+        loop {
+            if lost.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            if *lost.borrow_and_update() {
+                return;
+            }
         }
-        std::future::pending::<()>().await;
     }
 }
 
@@ -111,7 +121,9 @@ impl Prober {
             self.facts_due = Instant::now();
             self.tell(after, &answer);
         }
-        self.missed = if probe == Probe::Healthy { 0 } else { self.missed + 1 };
+        // An engine that answers, whatever it answers, is not lost.
+        let answered = !matches!(&answer, Err(_) | Ok(Err(Error { retry: Retry::IfUnsent, .. })));
+        self.missed = if answered { 0 } else { self.missed + 1 };
         let now_lost = self.missed >= LOST_PROBES;
         self.lost.send_if_modified(|lost| std::mem::replace(lost, now_lost) != now_lost);
         if probe == Probe::Healthy && self.facts_due <= Instant::now() {
@@ -140,31 +152,40 @@ impl Prober {
     /// Reads what the engine says of itself; a fact that cannot be read keeps its last value.
     async fn learn(&mut self) {
         let period = Duration::from_millis(self.context.config.facts_interval_ms);
-        match timeout(self.context.config.probe_timeout(), self.facts()).await {
-            Ok(Ok(facts)) => {
-                self.facts_due = Instant::now() + jittered(period);
-                self.context.router.learn(&self.engine, facts);
-            }
-            Ok(Err(error)) => {
+        self.facts_due = Instant::now() + jittered(period);
+        let models = match self.get("/v1/models").await.and_then(|body| models(&body)) {
+            Ok(models) => models,
+            Err(error) => {
+                // Without models it gets no traffic: the next probe asks again.
+                self.facts_due = Instant::now();
                 tracing::warn!(engine = self.engine.spec().name, cause = %error, "engine's models cannot be read");
+                return;
             }
-            Err(_) => tracing::warn!(
-                engine = self.engine.spec().name,
-                "engine's models cannot be read in time"
-            ),
+        };
+        let known = self.engine.facts().as_deref().cloned().unwrap_or_default();
+        let mut facts = Facts { models, ..known };
+        self.context.router.learn(&self.engine, facts.clone());
+        // Not every engine has these; routing does without.
+        if let Ok(body) = self.get("/version").await {
+            facts.version = version(&body).or(facts.version);
         }
+        if let Ok(body) = self.get("/metrics").await {
+            let report = scrape::read(&String::from_utf8_lossy(&body));
+            self.usage(&self.context.router, &report);
+            facts.block_size = report.block_size.or(facts.block_size);
+            facts.kv_blocks = report.kv_blocks.or(facts.kv_blocks);
+        }
+        self.context.router.learn(&self.engine, facts);
     }
 
-    async fn facts(&self) -> Result<Facts, Error> {
-        let upstream = &self.context.upstream;
-        let models = models(&upstream.get(&self.engine, "/v1/models").await?)?;
-        // Not every engine has these; routing does without.
-        let version =
-            upstream.get(&self.engine, "/version").await.ok().and_then(|body| version(&body));
-        let metrics = upstream.get(&self.engine, "/metrics").await.unwrap_or_default();
-        let report = scrape::read(&String::from_utf8_lossy(&metrics));
-        self.usage(&self.context.router, &report);
-        Ok(Facts { models, version, block_size: report.block_size, kv_blocks: report.kv_blocks })
+    async fn get(&self, path: &'static str) -> Result<bytes::Bytes, Error> {
+        let limit_ms = self.context.config.probe_timeout_ms;
+        let answer = timeout(
+            self.context.config.probe_timeout(),
+            self.context.upstream.get(&self.engine, path),
+        )
+        .await;
+        answer.unwrap_or_else(|_| Err(Error::timeout(&self.engine.spec().name, path, limit_ms)))
     }
 
     fn usage(&self, router: &Router, report: &scrape::Report) {
@@ -182,9 +203,6 @@ struct ModelList {
 #[derive(Deserialize)]
 struct ModelCard {
     id: String,
-    root: Option<String>,
-    parent: Option<String>,
-    max_model_len: Option<u64>,
 }
 
 /// The models in an answer of `/v1/models`; each keeps its own JSON, which clients get as it is.
@@ -195,13 +213,7 @@ fn models(body: &[u8]) -> Result<Vec<ModelFact>, Error> {
         .into_iter()
         .map(|raw| {
             let card: ModelCard = serde_json::from_str(raw.get()).map_err(wrong)?;
-            Ok(ModelFact {
-                id: card.id,
-                root: card.root,
-                parent: card.parent,
-                max_model_len: card.max_model_len,
-                raw: Box::<str>::from(raw).into_string(),
-            })
+            Ok(ModelFact { id: card.id, raw: Box::<str>::from(raw).into_string() })
         })
         .collect()
 }
@@ -220,7 +232,6 @@ mod tests {
         let body = br#"{"object":"list","data":[{"id":"tiny","root":"/m","parent":null,"max_model_len":4096,"x":1.0}]}"#;
         let models = models(body).unwrap();
         assert_eq!(models[0].id, "tiny");
-        assert_eq!(models[0].max_model_len, Some(4096));
         assert!(models[0].raw.ends_with(r#""x":1.0}"#));
         assert!(super::models(b"{}").is_err());
     }

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{ENDPOINTS, Endpoint};
 use crate::error::Error;
 use crate::record::Usage;
 
@@ -64,6 +64,7 @@ pub(crate) struct Metrics {
     tree_blocks: Gauge,
     tree_bytes: Gauge,
     tree_nodes: Gauge,
+    tree_evicted: Gauge,
 }
 
 impl Metrics {
@@ -87,6 +88,7 @@ impl Metrics {
             tree_blocks: Gauge::default(),
             tree_bytes: Gauge::default(),
             tree_nodes: Gauge::default(),
+            tree_evicted: Gauge::default(),
         };
         metrics.registered()
     }
@@ -136,6 +138,12 @@ impl Metrics {
             "Prompt tokens that the engine reported cached",
             self.cached_tokens.clone(),
         );
+        self.with_gauges()
+    }
+
+    /// What is read from the router whenever the registry is written.
+    fn with_gauges(mut self) -> Metrics {
+        let r = &mut self.registry;
         r.register("engine_up", "1 if the engine takes traffic", self.up.clone());
         r.register("running_requests", "Requests booked on the rank", self.running.clone());
         r.register(
@@ -161,6 +169,11 @@ impl Metrics {
         );
         r.register("tree_bytes", "Memory of the index", self.tree_bytes.clone());
         r.register("tree_nodes", "Nodes of the index", self.tree_nodes.clone());
+        r.register(
+            "tree_evicted_blocks",
+            "Blocks evicted so far to keep the index within its bound",
+            self.tree_evicted.clone(),
+        );
         self
     }
 
@@ -204,6 +217,24 @@ impl Metrics {
         drop(self.duration.get_or_create(&labels));
     }
 
+    /// Drops every series of an engine that left the fleet: where addresses change, they would pile up.
+    pub(crate) fn forget(&self, engine: &str) {
+        let labels = of_engine(engine);
+        for counters in
+            [&self.retries, &self.prompt_tokens, &self.overlap_tokens, &self.cached_tokens]
+        {
+            counters.remove(&labels);
+        }
+        self.ttft.remove(&labels);
+        self.duration.remove(&labels);
+        for endpoint in ENDPOINTS {
+            for status in 100..600 {
+                let engine = engine.to_owned();
+                self.requests.remove(&OfRequest { path: endpoint.path, engine, status });
+            }
+        }
+    }
+
     /// The registry in Prometheus' text format; gauges are read from the router now.
     ///
     /// # Errors
@@ -222,6 +253,7 @@ impl Metrics {
         self.tree_blocks.set(as_gauge(stats.blocks));
         self.tree_bytes.set(as_gauge(stats.bytes));
         self.tree_nodes.set(as_gauge(stats.nodes));
+        self.tree_evicted.set(as_gauge(stats.evicted));
         let mut out = String::new();
         text::encode(&mut out, &self.registry)
             .map_err(|cause| Error::internal(format!("metrics cannot be written: {cause}")))?;

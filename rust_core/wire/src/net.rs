@@ -56,10 +56,11 @@ pub(crate) fn to_client(headers: &mut HeaderMap) {
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Names that the `Connection` header lists are hop-by-hop as well.
-    if let Some(listed) = headers.get(CONNECTION).cloned() {
-        for name in listed.to_str().unwrap_or_default().split(',') {
-            headers.remove(name.trim());
-        }
+    let listed: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().cloned().collect();
+    for name in
+        listed.iter().filter_map(|value| value.to_str().ok()).flat_map(|names| names.split(','))
+    {
+        headers.remove(name.trim());
     }
     for name in &HOP_BY_HOP {
         headers.remove(name);

@@ -63,12 +63,27 @@ struct Fields<'a> {
     user: Option<&'a RawValue>,
     #[serde(borrow)]
     kv_transfer_params: Option<&'a RawValue>,
+    #[serde(borrow)]
+    vllm_xargs: Option<&'a RawValue>,
 }
+
+/// vLLM puts these beside its own arguments, so they are a second way in for the field of the same name.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Xargs<'a> {
+    #[serde(borrow)]
+    kv_transfer_params: Option<&'a RawValue>,
+}
+
+/// Longest model name in bytes: it comes back in error messages and stands in log lines.
+const LONGEST_MODEL: usize = 512;
 
 /// What a prompt is made of, before it is cut into blocks.
 enum Source {
     Text(Vec<u8>),
     Tokens(Vec<u32>),
+    /// The first of several prompts, and the bytes of JSON that all of them take.
+    Batch(Box<Source>, usize),
 }
 
 /// Reads a request for `endpoint`.
@@ -86,14 +101,11 @@ pub fn read(
     router: &Router,
 ) -> Result<Prompt, Error> {
     let mut prompt = match endpoint.shape {
-        Shape::Form => form::read(headers, body, config)?,
+        Shape::Form => form::read(headers, body, config, router)?,
         shape => read_json(shape, &body, config, router)?,
     };
     if let Some(session) = headers.get(net::SESSION_ID).and_then(|value| value.to_str().ok()) {
         prompt.session = Some(session.to_owned());
-    }
-    if prompt.model.is_empty() {
-        prompt.model = only_model(router)?;
     }
     Ok(prompt)
 }
@@ -107,25 +119,35 @@ fn read_json(
     let json = as_json(body)?;
     let fields = parse(json)?;
     let named = fields.model.map(model_name).transpose()?.unwrap_or_default();
-    let model = config.model_aliases.get(named.as_ref()).map_or(named.as_ref(), String::as_str);
+    let alias = config.model_aliases.get(named.as_ref());
+    let model = match alias {
+        Some(model) => Cow::Borrowed(model.as_str()),
+        None if named.is_empty() => Cow::Owned(only_model(router)?),
+        None => named,
+    };
 
     let mut splice = Splice::new(json);
-    if let Some(raw) = fields.model.filter(|_| model != named) {
-        splice.replace_value(raw.get(), serde_json::Value::from(model).to_string());
+    if let (Some(raw), Some(model)) = (fields.model, alias) {
+        splice.replace_value(raw.get(), serde_json::Value::from(model.as_str()).to_string());
     }
-    if let Some(raw) = fields.kv_transfer_params.filter(|_| !config.trust_kv_transfer_params) {
-        splice.remove_field(raw.get());
+    if !config.trust_kv_transfer_params {
+        let xargs =
+            fields.vllm_xargs.and_then(|raw| serde_json::from_str::<Xargs<'_>>(raw.get()).ok());
+        let inner = xargs.and_then(|xargs| xargs.kv_transfer_params);
+        for raw in [fields.kv_transfer_params, inner].into_iter().flatten() {
+            splice.remove_field(raw.get());
+        }
     }
     let edited = splice.finish();
 
     let salt = fields.cache_salt.and_then(string);
     let session = fields.session_id.and_then(string).or_else(|| fields.user.and_then(string));
     let chain = match source(shape, &fields, json.len())? {
-        Some(source) => chain(&source, model, salt.as_deref(), router),
+        Some(source) => chain(&source, &model, salt.as_deref(), router),
         None => Chain::empty(estimate_tokens(json.len(), router)),
     };
     Ok(Prompt {
-        model: model.to_owned(),
+        model: model.into_owned(),
         chain,
         session: session.map(Cow::into_owned),
         body: edited.map_or_else(|| body.clone(), Bytes::from),
@@ -158,17 +180,31 @@ fn parse(json: &str) -> Result<Fields<'_>, Error> {
     };
     let path = cause.path().to_string();
     let inner = cause.into_inner();
-    if inner.is_data() && path != "." {
-        return Err(Error::bad_request(Some(path.clone().into()), format!("{path}: {inner}")));
+    if inner.is_data() && inner.to_string().starts_with("duplicate field") {
+        return Err(Error::bad_request(None, inner.to_string()));
+    }
+    if inner.is_data() {
+        let message = format!("{path}: must be {}", expected(&inner));
+        return Err(Error::bad_request(Some(path.into()), message));
     }
     Err(Error::bad_request(None, format!("the request body is not valid JSON: {inner}")))
 }
 
+/// What would have been right. The rest of the parser's message repeats what it found, which may be a prompt's text.
+fn expected(cause: &serde_json::Error) -> String {
+    let cause = cause.to_string();
+    let expected =
+        cause.rsplit_once(", expected ").map_or("of another type", |(_, expected)| expected);
+    expected.replacen("a sequence", "a list", 1).replacen("struct Message", "an object", 1)
+}
+
 fn model_name(raw: &RawValue) -> Result<Cow<'_, str>, Error> {
-    if raw.get() == "null" {
-        return Ok(Cow::Borrowed(""));
+    let wrong = |why: String| Error::bad_request(Some("model".into()), format!("model: {why}"));
+    let name = string(raw).ok_or_else(|| wrong("must be a string".to_owned()))?;
+    if name.len() > LONGEST_MODEL {
+        return Err(wrong(format!("must not be longer than {LONGEST_MODEL} bytes")));
     }
-    string(raw).ok_or_else(|| Error::bad_request(Some("model".into()), "model: must be a string"))
+    Ok(name)
 }
 
 /// The string that a raw value holds, if it is one.
@@ -182,7 +218,7 @@ fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
 
 fn source(shape: Shape, fields: &Fields<'_>, capacity: usize) -> Result<Option<Source>, Error> {
     match shape {
-        Shape::Chat => {
+        Shape::Chat | Shape::Messages => {
             let messages = fields.messages.as_ref().ok_or_else(|| missing("messages"))?;
             let mut key = text::KeyText::with_capacity(capacity);
             key.head(&[fields.tools, fields.system]);
@@ -190,7 +226,7 @@ fn source(shape: Shape, fields: &Fields<'_>, capacity: usize) -> Result<Option<S
             Ok(Some(Source::Text(key.finish())))
         }
         Shape::Completion => Ok(prompt_source(fields.prompt.ok_or_else(|| missing("prompt"))?)),
-        Shape::Input => Ok(input_source(fields, capacity)),
+        Shape::Input | Shape::Responses => Ok(input_source(fields, capacity)),
         Shape::Plain | Shape::Form => Ok(None),
     }
 }
@@ -201,18 +237,19 @@ fn missing(field: &'static str) -> Error {
 
 /// A prompt is text, token ids, or a list of either; a list of prompts is routed by its first.
 fn prompt_source(raw: &RawValue) -> Option<Source> {
-    if let Some(text) = string(raw) {
-        return Some(Source::Text(text.into_owned().into_bytes()));
+    if let Some(source) = single_source(raw) {
+        return Some(source);
     }
-    if let Ok(tokens) = serde_json::from_str::<Vec<u32>>(raw.get()) {
-        return Some(Source::Tokens(tokens));
+    let prompts = serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()?;
+    let first = single_source(prompts.first()?)?;
+    Some(if prompts.len() == 1 { first } else { Source::Batch(Box::new(first), raw.get().len()) })
+}
+
+fn single_source(raw: &RawValue) -> Option<Source> {
+    match string(raw) {
+        Some(text) => Some(Source::Text(text.into_owned().into_bytes())),
+        None => serde_json::from_str(raw.get()).ok().map(Source::Tokens),
     }
-    let first: &RawValue =
-        serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()?.first().copied()?;
-    if let Some(text) = string(first) {
-        return Some(Source::Text(text.into_owned().into_bytes()));
-    }
-    serde_json::from_str(first.get()).ok().map(Source::Tokens)
 }
 
 fn input_source(fields: &Fields<'_>, capacity: usize) -> Option<Source> {
@@ -235,7 +272,7 @@ fn input_source(fields: &Fields<'_>, capacity: usize) -> Option<Source> {
             key.text(&text);
             Some(Source::Text(key.finish()))
         }
-        tokens @ Source::Tokens(_) => Some(tokens),
+        other => Some(other),
     }
 }
 
@@ -251,6 +288,10 @@ fn chain(source: &Source, model: &str, cache_salt: Option<&str>, router: &Router
             let block = config.token_block_tokens;
             let scope = Scope { model, cache_salt, block, kind: KeyKind::Tokens };
             Chain::from_tokens(&scope, tokens)
+        }
+        Source::Batch(first, bytes) => {
+            let tokens = estimate_tokens(*bytes, router);
+            chain(first, model, cache_salt, router).with_prompt_tokens(tokens)
         }
     }
 }

@@ -80,6 +80,10 @@ impl Record {
         &self.context
     }
 
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
     pub(crate) fn request_id(&self) -> &HeaderValue {
         &self.request_id
     }
@@ -173,18 +177,17 @@ impl Drop for Record {
             self.status = CLIENT_GONE;
             self.error = Some("the client left".to_owned());
             if let Some(routed) = &self.routed {
-                let now = self.context.clock.now();
-                self.context.router.note(&routed.engine, Outcome::ClientGone, now);
+                self.context.note(&routed.engine, Outcome::ClientGone, None);
             }
         }
         let usage = self.usage();
         let metrics = &self.context.metrics;
         let engine = self.routed.as_ref().map_or("", |routed| routed.engine.spec().name.as_str());
         metrics.request(self.endpoint, engine, self.status, self.start.elapsed());
-        if let Some(ttft_ms) = self.ttft_ms {
+        if let (Some(ttft_ms), Some(routed)) = (self.ttft_ms, &self.routed)
+            && self.status < 400
+        {
             metrics.first_byte(engine, ttft_ms / 1e3);
-        }
-        if let Some(routed) = &self.routed {
             metrics.overlap(engine, self.prompt_tokens, routed.overlap_tokens, usage);
         }
         if self.context.config.log_requests {

@@ -63,12 +63,13 @@ pub struct Exchange {
 /// The writer's end, in the task of the exchange.
 pub(crate) struct Sender {
     shared: Arc<Shared>,
+    ended: bool,
 }
 
 /// The two ends of one reply, where the reader's end still needs its task.
 pub(crate) fn channel(request_id: HeaderValue) -> (Sender, impl FnOnce(AbortHandle) -> Exchange) {
     let shared = Arc::new(Shared::default());
-    let sender = Sender { shared: Arc::clone(&shared) };
+    let sender = Sender { shared: Arc::clone(&shared), ended: false };
     (sender, |task| Exchange { shared, task, request_id })
 }
 
@@ -153,7 +154,8 @@ impl Sender {
     }
 
     /// Says that nothing follows.
-    pub(crate) fn end(self, how: Result<(), Error>) {
+    pub(crate) fn end(mut self, how: Result<(), Error>) {
+        self.ended = true;
         self.update(|state| state.end = Some(how));
     }
 
@@ -165,6 +167,15 @@ impl Sender {
         };
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+}
+
+impl Drop for Sender {
+    /// The reader never waits for a task that is gone, whether it was stopped or it panicked.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.update(|state| state.end = Some(Err(Error::stopping())));
         }
     }
 }

@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 use nebula_route::Millis;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::Error;
 
-/// Threads for long prompts; the queue before them is bounded by the requests in flight.
-const POOL_THREADS: usize = 4;
+/// Threads for what blocks: names that are resolved, and long prompts.
+const POOL_THREADS: usize = 64;
+/// Long prompts that are read at once; the others wait here, so that they never keep a name from being resolved.
+static LONG_PROMPTS: Semaphore = Semaphore::const_new(4);
 
 pub(crate) struct Tasks {
     handle: Handle,
@@ -133,6 +136,8 @@ impl Clock {
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
+    // Never closed, so there is always a permit in the end.
+    let _turn = LONG_PROMPTS.acquire().await;
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|cause| Error::internal(format!("work off the I/O thread failed: {cause}")))

@@ -124,28 +124,22 @@ fn uri(engine: &Engine, path_and_query: &PathAndQuery) -> Result<Uri, Error> {
 }
 
 fn tls(ca_file: Option<&str>) -> Result<rustls::ClientConfig, Error> {
-    use hyper_rustls::ConfigBuilderExt;
+    let roots = match ca_file {
+        Some(file) => read_roots(Path::new(file))?,
+        None => system_roots(),
+    };
     let provider = rustls::crypto::ring::default_provider();
     let builder = rustls::ClientConfig::builder_with_provider(provider.into())
         .with_safe_default_protocol_versions()
         .map_err(|cause| Error::internal(format!("TLS: {cause}")))?;
-    let Some(file) = ca_file else {
-        return match builder.with_native_roots() {
-            Ok(builder) => Ok(builder.with_no_client_auth()),
-            // A machine without any authority can still talk plain HTTP; HTTPS then says that the issuer is unknown.
-            Err(_) => empty_roots(),
-        };
-    };
-    let roots = read_roots(Path::new(file))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn empty_roots() -> Result<rustls::ClientConfig, Error> {
-    let provider = rustls::crypto::ring::default_provider();
-    let builder = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .map_err(|cause| Error::internal(format!("TLS: {cause}")))?;
-    Ok(builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth())
+/// The system's authorities. A machine without any still talks plain HTTP; HTTPS then says that the issuer is unknown.
+fn system_roots() -> rustls::RootCertStore {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
 }
 
 fn read_roots(file: &Path) -> Result<rustls::RootCertStore, Error> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nebula_route::{EngineSpec, Router};
+use nebula_route::{EngineSpec, Error as RouteError, Router};
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
@@ -54,13 +54,16 @@ impl Wire {
     /// The request's identity is settled here: the client's own, or a new one that the engine gets too.
     #[must_use]
     pub fn dispatch(&self, mut request: Request) -> Exchange {
-        let id = request.headers.entry(net::REQUEST_ID).or_insert_with(net::new_request_id).clone();
-        let (sender, exchange_for) = reply::channel(id.clone());
+        let id = request.headers.get(net::REQUEST_ID).cloned().unwrap_or_else(net::new_request_id);
+        // Inserted, not kept: of several only the one that is echoed goes on.
+        request.headers.insert(net::REQUEST_ID, id.clone());
+        let record = Record::new(Arc::clone(&self.context), id.clone(), request.endpoint);
+        let (sender, exchange_for) = reply::channel(id);
         let task = if let Ok(permit) = Arc::clone(&self.inflight).try_acquire_owned() {
-            let record = Record::new(Arc::clone(&self.context), id, request.endpoint);
             self.tasks.spawn(exchange(record, request, sender, permit))
         } else {
             let refusal = self.refusal();
+            record.finish(Some(&refusal));
             self.tasks.spawn(async move { sender.end(Err(refusal)) })
         };
         exchange_for(task)
@@ -77,7 +80,7 @@ impl Wire {
     ///
     /// # Errors
     /// Two engines of one name, or a URL that is none.
-    pub fn set_engines(&self, specs: Vec<EngineSpec>) -> Result<(), Error> {
+    pub fn set_engines(&self, specs: Vec<EngineSpec>) -> Result<(), RouteError> {
         self.context.router.set_engines(specs)?;
         Health::follow(&self.context, &self.tasks);
         Ok(())

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{KeyKind, POLICIES, Scope};
+use crate::{KeyKind, POLICIES, Scope, Status};
 
 pub(crate) fn config(policy: &str) -> Config {
     Config {
@@ -23,13 +23,7 @@ fn spec(name: &str) -> EngineSpec {
 }
 
 fn model(id: &str) -> ModelFact {
-    ModelFact {
-        id: id.to_owned(),
-        root: None,
-        parent: None,
-        max_model_len: None,
-        raw: format!("{{\"id\":\"{id}\"}}"),
-    }
+    ModelFact { id: id.to_owned(), raw: format!("{{\"id\":\"{id}\"}}") }
 }
 
 fn facts(models: &[&str]) -> Facts {
@@ -198,7 +192,7 @@ fn an_engine_that_has_not_named_its_models_is_tried_before_the_model_is_called_u
 fn a_down_engine_gets_one_trial_after_its_time() {
     let router = router("kv", 1);
     let empty = Chain::empty(1);
-    router.note(&router.engines()[0], Outcome::Reset, 1_000);
+    router.note(&router.engines()[0], Outcome::ConnectFailed, 1_000);
     assert!(router.route(&query(&empty), 2_000).is_err());
     assert!(router.route(&query(&empty), 6_000).is_ok());
     assert!(router.route(&query(&empty), 6_001).is_err(), "the trial is still out");
@@ -287,4 +281,62 @@ fn descriptions_that_cannot_work_are_refused_and_nothing_changes() {
     let url = EngineSpec { url: "h:8000".to_owned(), ..spec("b") };
     assert!(router.set_engines(vec![url]).unwrap_err().to_string().contains("http://host:8000"));
     assert_eq!(router.engines().len(), 1);
+}
+
+#[test]
+fn round_robin_is_fair_where_models_take_turns_and_where_requests_are_tried_again() {
+    let router = Router::new(config("round_robin"), 1).unwrap();
+    router.set_engines((0..4).map(|n| spec(&format!("e{n}"))).collect()).unwrap();
+    for (n, engine) in router.engines().iter().enumerate() {
+        router.probe(engine, Probe::Healthy, 0);
+        router.learn(engine, facts(&[["a", "b"][n / 2]]));
+    }
+    let empty = Chain::empty(10);
+    let mut counts = std::collections::HashMap::new();
+    for n in 0..40 {
+        let query = Query { model: ["a", "b"][n % 2], ..query(&empty) };
+        *counts.entry(name(&router.route(&query, 0).unwrap())).or_insert(0) += 1;
+    }
+    assert!(counts.len() == 4 && counts.values().all(|&n| n == 10), "{counts:?}");
+}
+
+#[test]
+fn the_cache_of_a_dead_engine_is_forgotten_whatever_was_seen_first() {
+    let router = router("kv", 1);
+    drop(router.route(&query(&chain(&"z".repeat(640))), 0).unwrap());
+    let engine = router.engines().remove(0);
+    router.note(&engine, Outcome::DiedMidStream, 1);
+    assert_eq!(router.tree_stats().blocks, 10, "a broken connection is not yet a lost cache");
+    router.probe(&engine, Probe::Unreachable, 2);
+    assert_eq!(router.tree_stats().blocks, 0);
+}
+
+#[test]
+fn a_rested_engine_comes_back_beside_a_ready_one() {
+    let router = router("round_robin", 2);
+    let engine = router.engines().remove(0);
+    for _ in 0..5 {
+        router.note(&engine, Outcome::ServerError, 0);
+    }
+    router.probe(&engine, Probe::Healthy, 1);
+    assert_eq!(engine.status(), Status::Down);
+    router.probe(&engine, Probe::Healthy, 5_000);
+    let empty = Chain::empty(1);
+    let names: std::collections::HashSet<_> =
+        (0..4).map(|_| name(&router.route(&query(&empty), 5_001).unwrap())).collect();
+    assert_eq!(names.len(), 2);
+}
+
+#[test]
+fn a_route_that_nobody_answered_is_forgotten_soon_and_an_answered_one_is_kept() {
+    let mut config = config("kv");
+    config.route_ttl_ms = 600_000;
+    let router = Router::new(config, 1).unwrap();
+    router.set_engines(vec![spec("a")]).unwrap();
+    let (refused, answered) = (chain(&"r".repeat(640)), chain(&"a".repeat(640)));
+    drop(router.route(&query(&refused), 0).unwrap());
+    let choice = router.route(&query(&answered), 0).unwrap();
+    router.keep(&choice, &answered, 10);
+    router.expire(UNANSWERED_MS + 1);
+    assert_eq!(router.tree_stats().blocks, 10);
 }

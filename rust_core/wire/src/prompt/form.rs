@@ -6,16 +6,21 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use memchr::memmem;
-use nebula_route::Chain;
+use nebula_route::{Chain, Router};
 
-use super::Prompt;
+use super::{Prompt, only_model};
 use crate::config::Config;
 use crate::error::Error;
 
 /// Tokens that an upload is taken for: its length says nothing about the work that it makes.
 const UPLOAD_TOKENS: u32 = 1_000;
 
-pub(super) fn read(headers: &HeaderMap, body: Bytes, config: &Config) -> Result<Prompt, Error> {
+pub(super) fn read(
+    headers: &HeaderMap,
+    body: Bytes,
+    config: &Config,
+    router: &Router,
+) -> Result<Prompt, Error> {
     let boundary = boundary(headers).ok_or_else(|| {
         let message = "Content-Type must be multipart/form-data with a boundary";
         Error::bad_request(None, message)
@@ -23,6 +28,7 @@ pub(super) fn read(headers: &HeaderMap, body: Bytes, config: &Config) -> Result<
     let mut prompt =
         Prompt { model: String::new(), chain: Chain::empty(UPLOAD_TOKENS), session: None, body };
     let Some(span) = field(&prompt.body, boundary, "model") else {
+        prompt.model = only_model(router)?;
         return Ok(prompt);
     };
     let named = std::str::from_utf8(&prompt.body[span.clone()])
@@ -44,27 +50,32 @@ fn boundary(headers: &HeaderMap) -> Option<&str> {
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
         return None;
     }
-    parameters.split(';').find_map(|parameter| {
-        let (name, value) = parameter.trim().split_once('=')?;
-        name.eq_ignore_ascii_case("boundary").then(|| value.trim_matches('"'))
-    })
+    parameters
+        .split(';')
+        .find_map(|parameter| {
+            let (name, value) = parameter.trim().split_once('=')?;
+            name.eq_ignore_ascii_case("boundary").then(|| value.trim_matches('"'))
+        })
+        .filter(|boundary| !boundary.is_empty())
 }
 
 /// Where the content of the field `name` stands. A boundary cannot occur inside a part, so parts are what lies between.
 fn field(body: &[u8], boundary: &str, name: &str) -> Option<Range<usize>> {
     let delimiter = format!("--{boundary}");
     let wanted = format!("name=\"{name}\"");
-    let starts: Vec<usize> = memmem::find_iter(body, delimiter.as_bytes()).collect();
-    starts.windows(2).find_map(|pair| {
-        let start = pair[0] + delimiter.len();
-        let part = &body[start..pair[1]];
+    // A delimiter begins a line; the same bytes in the middle of one are content.
+    let begins_line = |at: &usize| *at == 0 || body[..*at].ends_with(b"\r\n");
+    let starts = || memmem::find_iter(body, delimiter.as_bytes()).filter(begins_line);
+    starts().zip(starts().skip(1)).find_map(|(from, to)| {
+        let start = from + delimiter.len();
+        let part = body.get(start..to)?;
         let head_end = memmem::find(part, b"\r\n\r\n")?;
         let head = std::str::from_utf8(&part[..head_end]).ok()?;
         let disposition = head
             .lines()
             .find(|line| line.to_ascii_lowercase().starts_with("content-disposition:"))?;
         let named = disposition.split(';').any(|parameter| parameter.trim() == wanted);
-        let content = start + head_end + 4..pair[1].checked_sub(2)?;
+        let content = start + head_end + 4..to.checked_sub(2)?;
         (named && content.start <= content.end).then_some(content)
     })
 }

@@ -76,6 +76,9 @@ fn kv_transfer_params_go_unless_they_are_trusted() {
         read_at("/v1/completions", body).unwrap().body,
         r#"{"model":"tiny","prompt":"x","n":1}"#
     );
+    let hidden = r#"{"model":"tiny","prompt":"x","vllm_xargs":{"kv_transfer_params":"y","a":1}}"#;
+    let sent = read_at("/v1/completions", hidden).unwrap().body;
+    assert_eq!(sent, r#"{"model":"tiny","prompt":"x","vllm_xargs":{"a":1}}"#);
     let trusted = read(
         at("/v1/completions"),
         &HeaderMap::new(),
@@ -141,7 +144,9 @@ fn prompts_are_text_or_tokens_or_the_first_of_a_list() {
     let tokens = format!("{:?}", (0..64).collect::<Vec<u32>>());
     assert_eq!(chain(&tokens).hashes().len(), 4);
     assert_eq!(chain(&tokens).prompt_tokens(), 64);
-    assert_eq!(chain(&format!("[{tokens}, [1, 2]]")).hashes(), chain(&tokens).hashes());
+    let batch = chain(&format!("[{tokens}, {tokens}, {tokens}]"));
+    assert_eq!(batch.hashes(), chain(&tokens).hashes());
+    assert!(batch.prompt_tokens() > 64, "a batch is as much work as all of its prompts");
     let text = format!("\"{}\"", "t".repeat(640));
     assert_eq!(chain(&text).hashes().len(), 10);
     assert_eq!(chain(&format!("[{text}, \"other\"]")).hashes(), chain(&text).hashes());
@@ -197,6 +202,11 @@ fn a_refusal_names_the_field_and_what_would_be_right() {
     );
     assert_eq!(refused("/v1/completions", r#"{"model":"tiny"}"#).param.as_deref(), Some("prompt"));
     assert_eq!(refused(chat, r#"{"messages":[]}"#).param.as_deref(), Some("model"));
+    let secret = refused(chat, r#"{"model":"tiny","messages":"secret, expected nothing"}"#);
+    assert!(
+        !secret.message.contains("secret") && secret.message.contains("must be a list"),
+        "{secret}"
+    );
     let body = Bytes::from_static(b"{\"model\":\"\xff\"}");
     let error = read(at(chat), &HeaderMap::new(), body, &config(false), &router()).unwrap_err();
     assert!(error.message.contains("not UTF-8: invalid byte at 10"), "{error}");
@@ -221,4 +231,24 @@ proptest! {
         let sent: serde_json::Value = serde_json::from_slice(&sent).unwrap();
         prop_assert_eq!(sent, serde_json::json!({"model": "tiny", "prompt": extra}));
     }
+}
+
+#[test]
+fn media_are_part_of_the_key_and_not_of_the_length() {
+    let image = |data: &str| {
+        let url = format!("data:image/png;base64,{}", data.repeat(10_000));
+        let text = serde_json::json!({"type": "text", "text": "t".repeat(100)});
+        let image = serde_json::json!({"type": "image_url", "image_url": {"url": url}});
+        chat(&serde_json::json!([{"role": "user", "content": [image, text]}]))
+    };
+    let (one, other) = (image("A"), image("B"));
+    assert!(one.chain.prompt_tokens() < 100);
+    assert_ne!(one.chain.hashes(), other.chain.hashes());
+}
+
+#[test]
+fn a_model_name_is_bounded() {
+    let body = format!(r#"{{"model":"{}","messages":[]}}"#, "m".repeat(10_000));
+    let error = refused("/v1/chat/completions", &body);
+    assert!(error.message.len() < 100, "{}", error.message.len());
 }

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::string;
 
@@ -105,7 +106,8 @@ impl KeyText {
         let part = serde_json::from_str::<TextPart<'_>>(raw.get()).unwrap_or_default();
         match part.text.and_then(string).or_else(|| string(raw)) {
             Some(text) => self.text(text.as_bytes()),
-            None => self.text(raw.get().as_bytes()),
+            // Media stand for what they are, not for the length of their encoding.
+            None => self.text(&xxh3_64(raw.get().as_bytes()).to_le_bytes()),
         }
     }
 }

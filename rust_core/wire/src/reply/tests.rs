@@ -53,3 +53,10 @@ fn a_writer_waits_while_the_reader_is_behind() {
     assert_eq!(ready(&exchange).body.concat().len(), HELD_BYTES);
     assert!(write.as_mut().poll(&mut context).is_ready());
 }
+
+#[test]
+fn a_task_that_is_gone_ends_the_reply() {
+    let (sender, exchange) = pair();
+    drop(sender);
+    assert!(matches!(poll(&exchange), Poll::Ready(Err(_))));
+}
