@@ -284,6 +284,7 @@ def test_the_core_gets_every_field_in_its_units() -> None:
             "pool_idle_ms": 4000,
             "pool_per_engine": 1024,
             "retries": 2,
+            "prefill_tokens_per_second": 8000.0,
             "probe_interval_ms": 1000,
             "probe_timeout_ms": 1500,
             "facts_interval_ms": 30000,

@@ -228,6 +228,12 @@ class UpstreamSettings(_Group):
     )
     pool_per_engine: int = Field(1024, ge=1, le=65536, description="Spare connections kept per engine.")
     retries: int = Field(2, ge=0, le=16, description="Further engines tried before the first byte reached the client.")
+    prefill_tokens_per_second: float = Field(
+        8000.0,
+        ge=1,
+        le=1e9,
+        description="Prefill rate that a rank is taken for while a reply that is not streamed is on its way.",
+    )
     probe_interval_ms: int = Field(1000, ge=10, le=600_000, description="Time between two health probes of an engine.")
     probe_timeout_ms: int = Field(1500, ge=10, le=600_000, description="Longest wait for a probe's answer.")
     facts_interval_s: float = Field(

@@ -21,6 +21,8 @@ pub struct Config {
     pub pool_per_engine: usize,
     /// How many other engines are tried after a failure before the first byte.
     pub retries: u32,
+    /// Tokens a second that a rank is taken to prefill, for replies that do not say when their prompt is done.
+    pub prefill_tokens_per_second: f32,
     /// Time between two health probes of one engine.
     pub probe_interval_ms: u64,
     /// Longest wait for the answer to a probe.

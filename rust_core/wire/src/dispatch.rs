@@ -1,6 +1,8 @@
 //! One exchange from request to last byte.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -128,6 +130,9 @@ async fn first_answer(
 ) -> Result<Answer, Error> {
     let deadline = Instant::now() + context.config.first_byte_timeout();
     let rank = wanted_rank(&request.headers)?;
+    let says_when_prefilled = prompt.streamed || !request.endpoint.shape.generates();
+    let prefill_tokens_per_second =
+        (!says_when_prefilled).then_some(context.config.prefill_tokens_per_second);
     let call = call(request, prompt)?;
     let mut tried: Vec<EngineId> = Vec::new();
     let mut last = None;
@@ -147,7 +152,8 @@ async fn first_answer(
         tried.push(choice.engine.id());
         record.choice(&choice);
         let engine = Arc::clone(&choice.engine);
-        let result = attempt(context, choice, call.clone(), deadline).await;
+        let result =
+            attempt(context, choice, call.clone(), deadline, prefill_tokens_per_second).await;
         context.note(&engine, outcome(result.as_ref()), result.as_ref().err());
         let again = match &result {
             Ok(answer) if is_overloaded(answer.status) => {
@@ -180,6 +186,7 @@ async fn attempt(
     choice: Choice,
     mut call: Call,
     deadline: Instant,
+    prefill_tokens_per_second: Option<f32>,
 ) -> Result<Answer, Error> {
     let engine = Arc::clone(&choice.engine);
     let name = &engine.spec().name;
@@ -189,22 +196,38 @@ async fn attempt(
     let first_byte = async {
         let response = context.upstream.send(&engine, call).await?;
         let (head, mut body) = response.into_parts();
-        let (first, rest) = if is_short(&head.headers) {
-            (body.collect().await.map_err(|cause| broken(name, &cause))?.to_bytes(), None)
-        } else {
-            let first = next_chunk(&mut body).await.map_err(|cause| broken(name, &cause))?;
-            (first.unwrap_or_default(), Some(body))
-        };
-        choice.guard.first_byte();
-        Ok(Answer { choice, status: head.status, headers: head.headers, first, rest })
+        if is_short(&head.headers) {
+            let whole = body.collect().await.map_err(|cause| broken(name, &cause))?.to_bytes();
+            return Ok((head, whole, None));
+        }
+        let first = next_chunk(&mut body).await.map_err(|cause| broken(name, &cause))?;
+        Ok((head, first.unwrap_or_default(), Some(body)))
     };
-    tokio::select! {
+    let (head, first, rest) = tokio::select! {
         biased;
         result = timeout_at(deadline, first_byte) => result.unwrap_or_else(|_| {
             Err(Error::timeout(name, "first byte", context.config.first_byte_timeout_ms))
-        }),
-        () = context.health.lost(engine.id()) => Err(Error::broken(name, "it no longer answers health probes")),
+        })?,
+        () = context.health.lost(engine.id()) => {
+            return Err(Error::broken(name, "it no longer answers health probes"));
+        }
+        never = prefilled(&choice, prefill_tokens_per_second) => match never {},
+    };
+    choice.guard.first_byte();
+    Ok(Answer { choice, status: head.status, headers: head.headers, first, rest })
+}
+
+/// Returns the prefill part of the load when the engine must have done it, and never ends.
+///
+/// A reply that is not streamed says nothing before its last token. Booked until then, a finished prompt would keep
+/// requests away from the engine that holds it.
+async fn prefilled(choice: &Choice, tokens_per_s: Option<f32>) -> Infallible {
+    if let Some(tokens_per_s) = tokens_per_s {
+        let tokens = choice.terms.prefill_backlog + choice.terms.uncached;
+        tokio::time::sleep(Duration::from_secs_f32(tokens / tokens_per_s)).await;
+        choice.guard.first_byte();
     }
+    std::future::pending().await
 }
 
 /// Passes the reply on as it comes.
@@ -249,33 +272,11 @@ async fn relay(
         }
     };
     if events {
-        sender.chunk(error_event(record.endpoint(), &broke, whole_event)).await;
+        sender.chunk(broke.event(record.endpoint(), whole_event)).await;
         record.broke(&broke);
         return Ok(());
     }
     Err(broke)
-}
-
-/// One server-sent event that carries an error, in the words of the endpoint's protocol; a torn event before it is ended
-/// first.
-fn error_event(endpoint: Endpoint, error: &Error, after_whole_event: bool) -> Bytes {
-    let body = error.body(error.status());
-    let separator = if after_whole_event { "" } else { "\n\n" };
-    let name = match endpoint.shape {
-        // Clients of these read named events alone.
-        Shape::Messages | Shape::Responses => "event: error\n",
-        _ => "",
-    };
-    let body = match endpoint.shape {
-        Shape::Messages => {
-            serde_json::json!({"type": "error", "error": {"type": "api_error", "message": error.message}})
-        }
-        Shape::Responses => {
-            serde_json::json!({"type": "error", "code": error.status().to_string(), "message": error.message, "param": null})
-        }
-        _ => return [separator.as_bytes(), b"data: ", &body, b"\n\n"].concat().into(),
-    };
-    format!("{separator}{name}data: {body}\n\n").into()
 }
 
 /// The next chunk of data; `None` at the end. Trailers are skipped.

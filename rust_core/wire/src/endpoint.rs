@@ -19,6 +19,14 @@ pub enum Shape {
     Form,
 }
 
+impl Shape {
+    /// Whether the engine goes on after the prompt: its reply then comes later than the end of the prefill.
+    #[must_use]
+    pub fn generates(self) -> bool {
+        matches!(self, Shape::Chat | Shape::Messages | Shape::Responses | Shape::Completion)
+    }
+}
+
 /// One path that is sent on to an engine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Endpoint {

@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use nebula_route::Error as RouteError;
+use serde_json::json;
+
+use crate::endpoint::{Endpoint, Shape};
 
 /// What went wrong, in the words of the HTTP statuses of the error table in ARCHITECTURE.md.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -143,10 +147,30 @@ impl Error {
             Kind::Timeout => "GatewayTimeoutError",
             Kind::Internal => "InternalServerError",
         };
-        let body = serde_json::json!({"error": {
+        let body = json!({"error": {
             "message": self.message, "type": error_type, "param": self.param, "code": status,
         }});
         body.to_string().into_bytes()
+    }
+
+    /// One server-sent event that carries this error, in the words of the endpoint's protocol; a torn event before it
+    /// is ended first.
+    pub(crate) fn event(&self, endpoint: Endpoint, after_whole_event: bool) -> Bytes {
+        let separator = if after_whole_event { "" } else { "\n\n" };
+        let (status, message) = (self.status(), &self.message);
+        // Clients of the protocols with named events read those alone.
+        let event = match endpoint.shape {
+            Shape::Messages => {
+                let error = json!({"type": "api_error", "message": message});
+                format!("event: error\ndata: {}", json!({"type": "error", "error": error}))
+            }
+            Shape::Responses => {
+                let error = json!({"type": "error", "code": status.to_string(), "message": message, "param": null});
+                format!("event: error\ndata: {error}")
+            }
+            _ => format!("data: {}", String::from_utf8_lossy(&self.body(status))),
+        };
+        format!("{separator}{event}\n\n").into()
     }
 
     /// The HTTP status of this error: the one table, see ARCHITECTURE.md.
@@ -181,5 +205,25 @@ impl From<RouteError> for Error {
             },
             _ => Error::internal(message),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_in_a_stream_speaks_the_protocol_of_its_endpoint() {
+        let error = Error::died_mid_reply("e1", "reset");
+        let event = |path: &str, whole: bool| {
+            let endpoint = Endpoint::find(path).unwrap();
+            String::from_utf8(error.event(endpoint, whole).to_vec()).unwrap()
+        };
+        assert!(event("/v1/chat/completions", true).starts_with("data: {\"error\":{"));
+        assert!(event("/v1/chat/completions", false).starts_with("\n\ndata: "));
+        assert!(event("/v1/messages", true).starts_with("event: error\ndata: {"));
+        assert!(event("/v1/messages", true).contains("\"type\":\"error\""));
+        assert!(event("/v1/responses", true).starts_with("event: error\ndata: {"));
+        assert!(event("/v1/responses", true).ends_with("}\n\n"));
     }
 }

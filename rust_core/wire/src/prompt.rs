@@ -31,6 +31,8 @@ pub struct Prompt {
     pub chain: Chain,
     /// The conversation, for session affinity.
     pub session: Option<String>,
+    /// Whether the engine's first byte says that the prompt is done. Other replies come when all of it is.
+    pub streamed: bool,
     /// The body to send.
     pub body: Bytes,
 }
@@ -55,6 +57,8 @@ struct Fields<'a> {
     system: Option<&'a RawValue>,
     #[serde(borrow)]
     instructions: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stream: Option<&'a RawValue>,
     #[serde(borrow)]
     cache_salt: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -150,6 +154,7 @@ fn read_json(
         model: model.into_owned(),
         chain,
         session: session.map(Cow::into_owned),
+        streamed: fields.stream.is_some_and(|raw| raw.get() == "true"),
         body: edited.map_or_else(|| body.clone(), Bytes::from),
     })
 }

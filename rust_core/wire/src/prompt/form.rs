@@ -25,8 +25,13 @@ pub(super) fn read(
         let message = "Content-Type must be multipart/form-data with a boundary";
         Error::bad_request(None, message)
     })?;
-    let mut prompt =
-        Prompt { model: String::new(), chain: Chain::empty(UPLOAD_TOKENS), session: None, body };
+    let mut prompt = Prompt {
+        model: String::new(),
+        chain: Chain::empty(UPLOAD_TOKENS),
+        session: None,
+        streamed: false,
+        body,
+    };
     let Some(span) = field(&prompt.body, boundary, "model") else {
         prompt.model = only_model(router)?;
         return Ok(prompt);

@@ -23,6 +23,7 @@ fn config(trust_kv_transfer_params: bool) -> Config {
         pool_idle_ms: 1,
         pool_per_engine: 1,
         retries: 0,
+        prefill_tokens_per_second: 1.0,
         probe_interval_ms: 1,
         probe_timeout_ms: 1,
         facts_interval_ms: 1,
