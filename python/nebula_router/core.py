@@ -122,26 +122,26 @@ class Core:
         self._core.close()
 
     def cut(self) -> None:
-        """End every request that waits for its engine with an error, as if the core had failed it."""
-        for exchange in list(self._waiters):
-            self.give_up(exchange, _stopping())
+        """End every request in flight with an error, after what was there of its reply."""
+        self._core.cut()
 
     def stop(self) -> None:
         """Stop every task of the core; requests in flight break off."""
-        self.cut()
-        self._loop.remove_reader(self._core.wakeup_fd())
         self._core.stop()
+        # The core has ended every reply by now; nobody is left to say so but this.
+        self._wake()
+        self._loop.remove_reader(self._core.wakeup_fd())
 
     def wait(self, exchange: int) -> asyncio.Future[None]:
         """Return what is done when the exchange's next part can be taken."""
         waiter = self._waiters[exchange] = self._loop.create_future()
         return waiter
 
-    def give_up(self, exchange: int, error: Exception) -> None:
-        """Let whoever waits for the exchange fail with `error`."""
+    def leave(self, exchange: int) -> None:
+        """Let whoever waits for the exchange fail with `ClientLeft`."""
         waiter = self._waiters.pop(exchange, None)
         if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+            waiter.set_exception(ClientLeft())
 
     def _wake(self) -> None:
         for exchange in self._core.drain():
@@ -183,12 +183,4 @@ class Reply:
     def cancel(self) -> None:
         """Stop the request in the engine; does nothing to a request that has ended."""
         self._exchange.cancel()
-        self._core.give_up(self._exchange.id, ClientLeft())
-
-
-def _stopping() -> NebulaError:
-    error = NebulaError("the gateway stopped before the reply was complete")
-    error.status, error.code, error.retry_after_s = 503, "stopping", 1
-    detail = {"message": str(error), "type": "ServiceUnavailableError", "param": None, "code": error.status}
-    error.body = orjson.dumps({"error": detail})
-    return error
+        self._core.leave(self._exchange.id)

@@ -114,6 +114,22 @@ async def test_beyond_the_grace_each_client_is_told(open_gateway: OpenGateway) -
                 await upstream.answer.gone.wait()
 
 
+async def test_beyond_the_grace_a_messages_client_is_told_in_its_own_protocol(open_gateway: OpenGateway) -> None:
+    upstream = Upstream(answer=Endless(STREAM_HEAD, chunk(event(a=1))))
+    async with (
+        open_gateway("--grace-s", "0.3", "--idle-timeout-s", "60") as gateway,
+        gateway.serving(upstream),
+        connect(gateway.port) as client,
+    ):
+        await client.post("/v1/messages", ask(upstream.model))
+        begun = await client.begun(after=event(a=1))
+        gateway.terminate()
+        reply = await client.reply(begun)
+        before, _, frame = bytes(reply.body).rpartition(b"event: error\ndata: ")
+        assert (before, json.loads(frame)["type"]) == (event(a=1), "error")
+        assert await gateway.ended(SOON_S) == 0
+
+
 def cut(reply: Reply) -> bytes:
     """What came before the one error frame at the end of a stream."""
     assert (reply.status, reply.done) == (200, True)

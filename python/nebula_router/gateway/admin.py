@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
 from starlette.routing import Route
 
 from nebula_router.config import EngineSettings
 from nebula_router.gateway.auth import Keys, from_this_machine, is_sent_on
+from nebula_router.gateway.response import json_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from nebula_router.config import Settings
     from nebula_router.core import Core
@@ -63,7 +64,7 @@ class Admin:
         return guarded
 
     async def _list(self, _: Request) -> Response:
-        return _json({"engines": self._core.engines()})
+        return json_response({"engines": self._core.engines()})
 
     async def _add(self, request: Request) -> Response:
         engine = _engine(await request.body())
@@ -74,22 +75,22 @@ class Admin:
             if spec["url"] == engine["url"]:
                 raise HTTPException(409, f"the engine `{spec['name']}` has the URL {spec['url']} already")
         self._core.set_engines([*specs, engine])
-        return _json(engine, 201)
+        return json_response(engine, 201)
 
     async def _remove(self, request: Request) -> Response:
         name = self._known(request)
         self._core.set_engines([spec for spec in self._specs() if spec["name"] != name])
-        return _json({"name": name, "removed": True})
+        return json_response({"name": name, "removed": True})
 
     async def _drain(self, request: Request) -> Response:
         name = self._known(request)
         self._core.drain_engine(name, on=True)
-        return _json({"name": name, "draining": True})
+        return json_response({"name": name, "draining": True})
 
     async def _resume(self, request: Request) -> Response:
         name = self._known(request)
         self._core.drain_engine(name, on=False)
-        return _json({"name": name, "draining": False})
+        return json_response({"name": name, "draining": False})
 
     def _known(self, request: Request) -> str:
         name: str = request.path_params["name"]
@@ -113,7 +114,3 @@ def _engine(body: bytes) -> dict[str, Any]:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
         raise HTTPException(400, wrong) from None
-
-
-def _json(content: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")

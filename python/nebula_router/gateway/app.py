@@ -7,7 +7,6 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -19,6 +18,7 @@ from nebula_router.gateway.admin import Admin
 from nebula_router.gateway.auth import NEEDS_KEY, Keys
 from nebula_router.gateway.errors import FAULT, error_body
 from nebula_router.gateway.openai import Proxy
+from nebula_router.gateway.response import json_response
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -118,11 +118,6 @@ class GatewayApp(Starlette):
 
     async def _version(self, _: Request) -> Response:
         return json_response({"version": __version__})
-
-
-def json_response(content: object, status: int = 200) -> Response:
-    """Answer with JSON."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from nebula_router.config import Settings
-    from nebula_router.core import Core, Part, Reply
+    from nebula_router.core import Core, Reply
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -27,8 +27,6 @@ LINGER_S: Final = 5.0
 """How long the rest of a refused body is read at most."""
 LINGER_IDLE_S: Final = 0.5
 """How long nothing of it has to come until its client is taken to have stopped sending."""
-
-_EVENT_STREAM: Final = (b"content-type", b"text/event-stream")
 
 
 class BodyTooLargeError(Exception):
@@ -96,26 +94,14 @@ class Proxy:
             except NebulaError as error:
                 return await send_refusal(send, error, reply.request_id)
             await send({"type": "http.response.start", "status": part.status, "headers": part.headers})
-            await self._stream(reply, part, send)
+            while not part.end:
+                await send({"type": "http.response.body", "body": part.body, "more_body": True})
+                part = await reply.part()
+            await send({"type": "http.response.body", "body": part.body, "more_body": False})
         finally:
             watch.stop()
             reply.cancel()
         return None
-
-    async def _stream(self, reply: Reply, part: Part, send: Send) -> None:
-        events = _is_event_stream(part.headers or [])
-        while not part.end:
-            await send({"type": "http.response.body", "body": part.body, "more_body": True})
-            try:
-                part = await reply.part()
-            except NebulaError as error:
-                if not events:
-                    raise
-                # A torn event is ended first, so that the error is one of its own.
-                torn = b"" if part.body.endswith(b"\n\n") else b"\n\n"
-                frame = torn + b"data: " + error.body + b"\n\n"
-                return await send({"type": "http.response.body", "body": frame, "more_body": False})
-        return await send({"type": "http.response.body", "body": part.body, "more_body": False})
 
 
 class Watch:
@@ -214,8 +200,3 @@ async def send_refusal(send: Send, error: NebulaError, request_id: bytes) -> Non
     if error.code == "stopping":
         extra.append((b"connection", b"close"))
     await send_error(send, error.status, error.body, *extra)
-
-
-def _is_event_stream(headers: list[tuple[bytes, bytes]]) -> bool:
-    name, prefix = _EVENT_STREAM
-    return any(key == name and value.startswith(prefix) for key, value in headers)

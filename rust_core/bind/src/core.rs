@@ -117,6 +117,11 @@ impl Core {
         self.wire.close();
     }
 
+    /// Ends every reply in flight with an error.
+    fn cut(&self) {
+        self.wire.cut();
+    }
+
     /// Stops every task and waits for the thread.
     fn stop(&self, py: Python<'_>) {
         py.detach(|| self.wire.stop());

@@ -1,6 +1,7 @@
 //! One exchange from request to last byte.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use hyper::body::Incoming;
 use nebula_route::{Choice, Engine, EngineId, Outcome, Query, Router, Status};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::endpoint::{Endpoint, Shape};
@@ -52,6 +54,8 @@ pub(crate) struct Context {
     pub(crate) health: Health,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
+    /// Cancelled when replies must end now because the gateway stops.
+    pub(crate) cut: CancellationToken,
 }
 
 /// An engine's reply whose first bytes are here and have not reached the client.
@@ -97,7 +101,8 @@ async fn answer(
     let debug = request.headers.get(net::DEBUG).is_some_and(|value| value == "1");
     let (request, prompt) = read_prompt(context, request).await?;
     record.prompt(&prompt);
-    let answer = first_answer(context, request, &prompt, record).await?;
+    let answer = context.cut.run_until_cancelled(first_answer(context, request, &prompt, record));
+    let answer = answer.await.unwrap_or_else(|| Err(Error::cut()))?;
     relay(context, answer, debug, sender, record).await
 }
 
@@ -250,8 +255,14 @@ async fn relay(
         return Ok(());
     };
     let engine = Arc::clone(&answer.choice.engine);
+    let mut cut = pin!(context.cut.cancelled());
     let broke = loop {
-        match timeout(context.config.idle_timeout(), next_chunk(&mut rest)).await {
+        let chunk = tokio::select! {
+            biased;
+            () = &mut cut => break Error::cut(),
+            chunk = timeout(context.config.idle_timeout(), next_chunk(&mut rest)) => chunk,
+        };
+        match chunk {
             Ok(Ok(Some(chunk))) => {
                 record.chunk(&chunk);
                 whole_event = chunk.ends_with(b"\n\n");

@@ -111,6 +111,13 @@ impl Error {
         }
     }
 
+    pub(crate) fn cut() -> Error {
+        Error {
+            message: "the gateway stopped before the reply was complete".into(),
+            ..Error::stopping()
+        }
+    }
+
     pub(crate) fn internal(message: impl Into<Cow<'static, str>>) -> Error {
         Error::new(Kind::Internal, Side::Us, Retry::Never, message)
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nebula_route::{Engine, EngineId, Facts, ModelFact, Probe, Router, Status};
+use nebula_route::{Engine, EngineId, Facts, ModelFact, Probe, Status};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::dispatch::Context;
-use crate::error::{Error, Retry};
+use crate::error::{Error, Kind, Retry};
 use crate::tasks::{Tasks, jittered};
 
 mod scrape;
@@ -107,22 +107,23 @@ impl Prober {
     }
 
     async fn probe(&mut self) {
-        let limit = self.context.config.probe_timeout();
-        let answer = timeout(limit, self.context.upstream.get(&self.engine, "/health")).await;
+        let answer = self.get("/health").await;
         let probe = match &answer {
-            Ok(Ok(_)) => Probe::Healthy,
-            Ok(Err(error)) if error.retry == Retry::IfUnsent => Probe::Unreachable,
-            Ok(Err(_)) | Err(_) => Probe::Unhealthy,
+            Ok(_) => Probe::Healthy,
+            Err(error) if error.retry == Retry::IfUnsent => Probe::Unreachable,
+            Err(_) => Probe::Unhealthy,
         };
         let before = self.engine.status();
         self.context.router.probe(&self.engine, probe, self.context.clock.now());
         let after = self.engine.status();
         if before != after {
             self.facts_due = Instant::now();
-            self.tell(after, &answer);
+            self.tell(after, answer.as_ref().err());
         }
         // An engine that answers, whatever it answers, is not lost.
-        let answered = !matches!(&answer, Err(_) | Ok(Err(Error { retry: Retry::IfUnsent, .. })));
+        let answered = answer
+            .err()
+            .is_none_or(|error| error.kind != Kind::Timeout && error.retry != Retry::IfUnsent);
         self.missed = if answered { 0 } else { self.missed + 1 };
         let now_lost = self.missed >= LOST_PROBES;
         self.lost.send_if_modified(|lost| std::mem::replace(lost, now_lost) != now_lost);
@@ -131,19 +132,10 @@ impl Prober {
         }
     }
 
-    fn tell(
-        &self,
-        status: Status,
-        answer: &Result<Result<bytes::Bytes, Error>, tokio::time::error::Elapsed>,
-    ) {
+    fn tell(&self, status: Status, cause: Option<&Error>) {
         let engine = self.engine.spec().name.as_str();
-        match (status, answer) {
-            (Status::Down, Ok(Err(error))) => {
-                tracing::warn!(engine, cause = %error, "engine is down");
-            }
-            (Status::Down, Err(_)) => {
-                tracing::warn!(engine, cause = "no answer to health probes", "engine is down");
-            }
+        match (status, cause) {
+            (Status::Down, Some(cause)) => tracing::warn!(engine, %cause, "engine is down"),
             (Status::Ready, _) => tracing::info!(engine, "engine is ready"),
             _ => {}
         }
@@ -171,7 +163,9 @@ impl Prober {
         }
         if let Ok(body) = self.get("/metrics").await {
             let report = scrape::read(&String::from_utf8_lossy(&body));
-            self.usage(&self.context.router, &report);
+            for (rank, usage) in &report.kv_usage {
+                self.context.router.set_kv_usage(&self.engine, *rank, *usage);
+            }
             facts.block_size = report.block_size.or(facts.block_size);
             facts.kv_blocks = report.kv_blocks.or(facts.kv_blocks);
         }
@@ -186,12 +180,6 @@ impl Prober {
         )
         .await;
         answer.unwrap_or_else(|_| Err(Error::timeout(&self.engine.spec().name, path, limit_ms)))
-    }
-
-    fn usage(&self, router: &Router, report: &scrape::Report) {
-        for (rank, usage) in &report.kv_usage {
-            router.set_kv_usage(&self.engine, *rank, *usage);
-        }
     }
 }
 

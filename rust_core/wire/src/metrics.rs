@@ -42,14 +42,14 @@ struct OfRequest {
     status: u16,
 }
 
-type TtftFamily = Family<OfEngine, Histogram, fn() -> Histogram>;
+type SecondsFamily = Family<OfEngine, Histogram, fn() -> Histogram>;
 
 /// All metrics of this process.
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<OfRequest, Counter>,
-    ttft: TtftFamily,
-    duration: TtftFamily,
+    ttft: SecondsFamily,
+    duration: SecondsFamily,
     routing: Histogram,
     retries: Family<OfEngine, Counter>,
     prompt_tokens: Family<OfEngine, Counter>,

@@ -175,7 +175,7 @@ impl Drop for Sender {
     /// The reader never waits for a task that is gone, whether it was stopped or it panicked.
     fn drop(&mut self) {
         if !self.ended {
-            self.update(|state| state.end = Some(Err(Error::stopping())));
+            self.update(|state| state.end = Some(Err(Error::cut())));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nebula_route::{EngineSpec, Error as RouteError, Router};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dispatch::{Context, Request, exchange};
@@ -40,6 +41,7 @@ impl Wire {
             health: Health::default(),
             metrics: Metrics::new(),
             clock: Clock::start(),
+            cut: CancellationToken::new(),
             config,
         });
         let inflight = Arc::new(Semaphore::new(context.config.max_inflight as usize));
@@ -110,6 +112,11 @@ impl Wire {
     /// Refuses new requests with 503 from now on; those in flight go on.
     pub fn close(&self) {
         self.inflight.close();
+    }
+
+    /// Ends every reply in flight with an error, each in the words of its endpoint; their engines stop too.
+    pub fn cut(&self) {
+        self.context.cut.cancel();
     }
 
     /// Stops every task and waits for the thread. Requests in flight are dropped: their engines stop too.
