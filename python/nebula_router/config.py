@@ -9,12 +9,15 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from ipaddress import IPv6Address
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
+
+from nebula_router.presets import PRESETS, Name, Timing
 
 MB: Final = 1024 * 1024
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+):(?P<port>[0-9]{1,5})")
@@ -247,29 +250,51 @@ class UpstreamSettings(_Group):
 
 
 class SimSettings(_Group):
-    """One engine that `nebula sim` or `nebula up` simulates; its times are like an 8B model's on a large GPU."""
+    """One engine that `nebula sim` or `nebula up` simulates; times and cache that are not given are its preset's."""
 
     listen: Address = Field("127.0.0.1:8000", description="Address to serve on; port 0 takes a free one.")
     model: str = Field("tiny", min_length=1, description="Model that it claims to serve.")
     name: str = Field(
         "sim", min_length=1, max_length=128, pattern=r"^[!-~]+$", description="Name in its header `x-sim-engine`."
     )
+    preset: Name = Field("llama-8b-h100", description="Model and GPUs whose times and cache it has.")
     block_size: int = Field(16, ge=1, le=1024, description="Tokens per block of its KV cache.")
-    kv_blocks: int = Field(16384, ge=1, le=100_000_000, description="Blocks in its KV cache.")
+    kv_blocks: int | None = Field(None, ge=1, le=100_000_000, description="Blocks in its KV cache.")
     max_num_seqs: int = Field(256, ge=1, le=65536, description="Requests that run at once.")
     max_num_batched_tokens: int = Field(8192, ge=1, le=10_000_000, description="Tokens computed in one step.")
     max_model_len: int = Field(32768, ge=1, le=100_000_000, description="Longest prompt and reply together, in tokens.")
-    prefill_us_per_token: float = Field(40.0, ge=0, le=1e6, description="Time to compute one prompt token.")
-    decode_us_per_seq: float = Field(25.0, ge=0, le=1e6, description="Time that each running request adds to a step.")
-    step_base_us: float = Field(6000.0, ge=0, le=1e7, description="Time of an empty step.")
+    step_base_us: float | None = Field(None, ge=0, le=1e8, description="Time of an empty step.")
+    prefill_us_per_token: float | None = Field(None, ge=0, le=1e7, description="Time to compute one prompt token.")
+    prefill_ns_per_pair: float | None = Field(
+        None, ge=0, le=1e7, description="Time that one prompt token adds per token before it."
+    )
+    decode_us_per_seq: float | None = Field(
+        None, ge=0, le=1e7, description="Time that each running request adds to a step."
+    )
+    decode_ns_per_resident_token: float | None = Field(
+        None, ge=0, le=1e7, description="Time that one token in a running request's context adds to a step."
+    )
     speed: float = Field(
         1.0, ge=0, le=1e6, description="How much faster than real time it runs; 0 is as fast as it can."
     )
     seed: int = Field(0, ge=0, le=2**64 - 1, description="Seed of its request ids.")
 
+    @property
+    def timing(self) -> Timing:
+        """How long its steps take: what is given, and the preset's for the rest."""
+        own = self.model_dump(include={field.name for field in fields(Timing)}, exclude_none=True)
+        return replace(PRESETS[self.preset].timing, **own)
+
+    def engine(self) -> dict[str, Any]:
+        """What the core's simulated engine computes with."""
+        own = self.model_dump(include={"block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"})
+        blocks = self.kv_blocks or PRESETS[self.preset].kv_blocks(self.block_size)
+        return own | {"kv_blocks": blocks, "timing": asdict(self.timing)}
+
     def core_json(self) -> bytes:
         """The document that the core's simulator reads."""
-        return json.dumps(self.model_dump()).encode()
+        face = self.model_dump(include={"listen", "model", "name", "speed", "seed"})
+        return json.dumps(face | {"engine": self.engine()}).encode()
 
 
 class Settings(_Group):

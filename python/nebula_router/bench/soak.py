@@ -60,13 +60,13 @@ class Plan:
         """The modelled time between two chunks of a stream, when all engines only decode."""
         sim = SimSettings()
         running = min(self.streams / self.engines, sim.max_num_seqs)
-        return _at(self.speed, sim.step_base_us + running * sim.decode_us_per_seq)
+        return _at(self.speed, sim.timing.step_base_us + running * sim.timing.decode_us_per_seq)
 
     @property
     def full_step_s(self) -> float:
         """The modelled time of a step that prefills as many tokens as it may: no gap should be much longer."""
         sim = SimSettings()
-        return self.pace_s + _at(self.speed, sim.max_num_batched_tokens * sim.prefill_us_per_token)
+        return self.pace_s + _at(self.speed, sim.max_num_batched_tokens * sim.timing.prefill_us_per_token)
 
 
 @dataclass(slots=True)

@@ -24,6 +24,29 @@ pub struct KvCache {
     by_hash: HashedMap<SmallVec<[u32; 2]>>,
     /// Length of the free ring.
     free: u32,
+    /// What happened since it was last taken, where somebody wants to know.
+    events: Option<Vec<CacheEvent>>,
+}
+
+/// What happened to the blocks that can be found, as vLLM's KV events tell it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheEvent {
+    /// A request filled consecutive blocks. Another one may have filled the same ones before.
+    Stored {
+        /// The block before the first one; none where it opens a prompt.
+        parent: Option<BlockHash>,
+        /// The new blocks, in order.
+        hashes: Vec<BlockHash>,
+        /// Their tokens.
+        tokens: Vec<u32>,
+    },
+    /// A block was evicted. As in vLLM another block may still hold the same content.
+    Removed {
+        /// Its content.
+        hash: BlockHash,
+    },
+    /// All blocks were forgotten.
+    Cleared,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +72,7 @@ impl KvCache {
             slots: vec![Slot::default(); blocks.max(1) as usize],
             by_hash: HashedMap::default(),
             free: 0,
+            events: None,
         };
         (1..blocks).for_each(|slot| cache.link_before(NULL, slot));
         cache
@@ -135,6 +159,23 @@ impl KvCache {
         holders.push(block.0);
     }
 
+    /// Keeps what happens from now on for [`KvCache::take_events`].
+    pub fn record_events(&mut self) {
+        self.events.get_or_insert_default();
+    }
+
+    /// What happened since the last call, in order; nothing unless it is recorded.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.events.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Tells that blocks were stored; `event` is made only if somebody wants to know.
+    pub(crate) fn announce(&mut self, event: impl FnOnce() -> CacheEvent) {
+        if let Some(events) = &mut self.events {
+            events.push(event());
+        }
+    }
+
     /// Gives the blocks of one request back, in the order of its tokens.
     pub fn release(&mut self, blocks: &[BlockId]) {
         let mut front = NULL;
@@ -161,6 +202,7 @@ impl KvCache {
         }
         self.by_hash.clear();
         self.slots.iter_mut().for_each(|slot| slot.content = None);
+        self.announce(|| CacheEvent::Cleared);
         true
     }
 
@@ -168,6 +210,7 @@ impl KvCache {
         let Slot { content, place, .. } = self.slots[slot as usize];
         let Some(hash) = content else { return };
         self.slots[slot as usize].content = None;
+        self.announce(|| CacheEvent::Removed { hash });
         if let Entry::Occupied(mut holders) = self.by_hash.entry(hash) {
             holders.get_mut().swap_remove(place as usize);
             match holders.get().get(place as usize) {

@@ -3,7 +3,8 @@
 //! The caller owns the clock. [`Engine::step`] is told the time, ends the step that is due, starts the next one and says when
 //! that one ends. Steps follow each other without a gap however late the caller is, so a coarse timer costs no accuracy.
 
-use crate::SimConfig;
+use crate::EngineConfig;
+use crate::cache::CacheEvent;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Finish, Request, SeqId, Sequence};
 use crate::stats::Stats;
@@ -40,10 +41,10 @@ pub struct Engine {
 impl Engine {
     /// An idle engine with an empty cache, at time 0.
     #[must_use]
-    pub fn new(config: &SimConfig) -> Engine {
+    pub fn new(config: &EngineConfig) -> Engine {
         Engine {
             scheduler: Scheduler::new(config),
-            timing: Timing::new(config),
+            timing: config.timing,
             slowdown: 1.0,
             now: 0,
             ends: None,
@@ -104,7 +105,17 @@ impl Engine {
 
     /// Empties the prefix cache; false, and nothing done, while a request holds blocks.
     pub fn reset_cache(&mut self) -> bool {
-        self.scheduler.reset_cache()
+        self.scheduler.cache_mut().reset()
+    }
+
+    /// Keeps what happens to the cache from now on for [`Engine::take_events`].
+    pub fn record_events(&mut self) {
+        self.scheduler.cache_mut().record_events();
+    }
+
+    /// What happened to the cache since the last call, in order; nothing unless it is recorded.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.scheduler.cache_mut().take_events()
     }
 
     /// The queues and the blocks.

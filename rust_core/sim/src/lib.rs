@@ -18,8 +18,10 @@ pub mod serve;
 pub mod stats;
 pub mod timing;
 pub mod token;
+pub mod workload;
 
-pub use config::SimConfig;
+pub use cache::CacheEvent;
+pub use config::{EngineConfig, SimConfig};
 pub use engine::{Emission, Engine};
 pub use error::Error;
 pub use fault::{Effect, Fault};

@@ -11,7 +11,7 @@ pub struct Reply {
 }
 
 /// Each is one token: four bytes that open with a space, and nothing that JSON escapes.
-const WORDS: [&str; 64] = [
+pub(crate) const WORDS: [&str; 64] = [
     " ace", " age", " air", " and", " ant", " ark", " arm", " art", " ash", " bay", " bee", " bow",
     " box", " bus", " cap", " cat", " cow", " cup", " day", " dew", " dog", " ear", " elk", " elm",
     " fan", " fig", " fir", " fog", " fox", " gem", " hat", " hay", " hen", " ice", " ink", " ivy",

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::SimConfig;
+use crate::EngineConfig;
 use crate::cache::{BlockId, KvCache};
 use crate::sequence::{SeqId, Sequence};
 use crate::timing::{Nanos, Work};
@@ -39,7 +39,7 @@ pub(crate) struct Plan {
 // === impl Scheduler ===
 
 impl Scheduler {
-    pub(crate) fn new(config: &SimConfig) -> Scheduler {
+    pub(crate) fn new(config: &EngineConfig) -> Scheduler {
         Scheduler {
             cache: KvCache::new(config.kv_blocks),
             block_size: config.block_size,
@@ -73,8 +73,8 @@ impl Scheduler {
         self.block_size
     }
 
-    pub(crate) fn reset_cache(&mut self) -> bool {
-        self.cache.reset()
+    pub(crate) fn cache_mut(&mut self) -> &mut KvCache {
+        &mut self.cache
     }
 
     pub(crate) fn push(&mut self, seq: Sequence) {
@@ -182,9 +182,9 @@ impl Scheduler {
 
 fn schedule(seq: &mut Sequence, tokens: u32, plan: &mut Plan, budget: &mut u32) {
     if seq.computed >= seq.prompt_len && seq.pending() == 1 {
-        plan.work.decode_seqs += 1;
+        plan.work.decode(seq.computed);
     } else {
-        plan.work.prefill_tokens += tokens;
+        plan.work.prefill(tokens, seq.computed);
     }
     seq.scheduled = tokens;
     *budget -= tokens;

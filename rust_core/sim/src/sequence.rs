@@ -1,6 +1,6 @@
 //! One request inside the engine: its tokens, its blocks and how far it has come.
 
-use crate::cache::{BlockId, KvCache};
+use crate::cache::{BlockId, CacheEvent, KvCache};
 use crate::hash::{BlockHash, block_hash};
 use crate::reply::Reply;
 use crate::timing::Nanos;
@@ -115,10 +115,19 @@ impl Sequence {
     /// Makes the blocks findable that `tokens` leading tokens fill.
     pub(crate) fn store(&mut self, cache: &mut KvCache, tokens: u32, block_size: u32) {
         let full = (tokens / block_size) as usize;
+        if full <= self.stored {
+            return;
+        }
         for at in self.stored..full {
             cache.store(self.blocks[at], self.chain[at]);
         }
-        self.stored = self.stored.max(full);
+        let (new, size) = (self.stored..full, block_size as usize);
+        cache.announce(|| CacheEvent::Stored {
+            parent: new.start.checked_sub(1).map(|before| self.chain[before]),
+            hashes: self.chain[new.clone()].to_vec(),
+            tokens: self.tokens[new.start * size..new.end * size].to_vec(),
+        });
+        self.stored = full;
     }
 
     /// Takes over blocks that were found in the cache.

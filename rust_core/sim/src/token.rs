@@ -21,15 +21,26 @@ const SPECIAL_NAMES: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 /// # Cost
 /// O(bytes), no allocation beyond `out`.
 pub fn encode(text: &str, out: &mut Vec<u32>) {
+    out.reserve(text.len() / MAX_TOKEN_BYTES + 1);
+    out.extend(split(text).map(pack));
+}
+
+/// How many tokens [`encode`] makes of `text`.
+#[must_use]
+pub fn count(text: &str) -> u64 {
+    split(text).map(|_| 1).sum()
+}
+
+/// The bytes of each token.
+fn split(text: &str) -> impl Iterator<Item = &[u8]> {
     let mut rest = text.as_bytes();
-    out.reserve(rest.len() / MAX_TOKEN_BYTES + 1);
-    while !rest.is_empty() {
+    std::iter::from_fn(move || {
         let most = rest.len().min(MAX_TOKEN_BYTES);
         let end = (1..most).find(|&i| matches!(rest[i], b' ' | b'\n')).unwrap_or(most);
         let (token, after) = rest.split_at(end);
-        out.push(pack(token));
         rest = after;
-    }
+        (end > 0).then_some(token)
+    })
 }
 
 /// The text of `tokens`; ids that no text has give replacement characters.

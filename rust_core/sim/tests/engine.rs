@@ -3,26 +3,26 @@
 use std::collections::HashMap;
 
 use nebula_sim::reply::Reply;
-use nebula_sim::{Emission, Engine, Finish, Request, SeqId, SimConfig, hash};
+use nebula_sim::timing::Timing;
+use nebula_sim::{Emission, Engine, EngineConfig, Finish, Request, SeqId, hash};
 use proptest::prelude::*;
 
 const BLOCK: u32 = 4;
 
-fn config(kv_blocks: u32, max_num_seqs: u32, budget: u32) -> SimConfig {
-    SimConfig {
-        listen: String::new(),
-        model: "m".to_owned(),
-        name: String::new(),
+fn config(kv_blocks: u32, max_num_seqs: u32, budget: u32) -> EngineConfig {
+    EngineConfig {
         block_size: BLOCK,
         kv_blocks,
         max_num_seqs,
         max_num_batched_tokens: budget,
         max_model_len: (kv_blocks - 1) * BLOCK,
-        prefill_us_per_token: 10.0,
-        decode_us_per_seq: 1.0,
-        step_base_us: 100.0,
-        speed: 1.0,
-        seed: 0,
+        timing: Timing {
+            step_base_us: 100.0,
+            prefill_us_per_token: 10.0,
+            prefill_ns_per_pair: 1.0,
+            decode_us_per_seq: 1.0,
+            decode_ns_per_resident_token: 1.0,
+        },
     }
 }
 
@@ -200,19 +200,19 @@ fn time_follows_the_model_and_does_not_drift() {
     let mut engine = Engine::new(&config(64, 8, 64));
     let mut out = Vec::new();
     engine.submit(request(1, vec![9; 10], 3), 1_000);
-    // base 100 us + 10 tokens of 10 us, from the time of asking.
-    assert_eq!(engine.step(1_000, &mut out), Some(1_000 + 200_000));
-    assert_eq!(engine.step(150_000, &mut out), Some(201_000), "the step has not ended");
+    // base 100 us, 10 tokens of 10 us, and 50 pairs of 1 ns; from the time of asking.
+    assert_eq!(engine.step(1_000, &mut out), Some(1_000 + 200_050));
+    assert_eq!(engine.step(150_000, &mut out), Some(201_050), "the step has not ended");
     assert!(out.is_empty());
-    // The caller is late; the next step starts when the last one ended.
-    assert_eq!(engine.step(260_000, &mut out), Some(201_000 + 101_000));
+    // The caller is late; the next step starts when the last one ended. It reads the KV of 10 tokens.
+    assert_eq!(engine.step(260_000, &mut out), Some(201_050 + 101_010));
     assert_eq!(out.len(), 1);
     engine.set_slowdown(3.0);
-    assert_eq!(engine.step(302_000, &mut out), Some(302_000 + 303_000));
-    assert_eq!(engine.step(605_000, &mut out), None);
+    assert_eq!(engine.step(302_060, &mut out), Some(302_060 + 3 * 101_011));
+    assert_eq!(engine.step(605_093, &mut out), None);
     assert!(out[2].finished);
     assert_eq!(engine.stats().ttft.count(), 1);
-    assert!((engine.stats().ttft.sum() - 200e-6).abs() < 1e-12);
+    assert!((engine.stats().ttft.sum() - 200.05e-6).abs() < 1e-12);
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn salts_and_resets_separate() {
 /// prompt and the extended one each found six blocks of 32; a salt, another prompt and a reset found none.
 #[test]
 fn hits_are_those_of_a_real_engine() {
-    let mut engine = Engine::new(&SimConfig { block_size: 32, ..config(1024, 8, 512) });
+    let mut engine = Engine::new(&EngineConfig { block_size: 32, ..config(1024, 8, 512) });
     let mut seen = HashMap::new();
     let chat: Vec<u32> = (5000..5222).collect();
     let steps: [(Vec<u32>, u32, &str); 6] = [

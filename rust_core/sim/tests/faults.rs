@@ -4,7 +4,7 @@ mod common;
 
 use std::io::ErrorKind;
 
-use common::{Reply, config, get, open, post, send, start, until};
+use common::{Reply, config, engine, get, open, post, send, start, until};
 use nebula_sim::{Effect, Fault, Server, SimConfig};
 use tokio::net::TcpStream;
 
@@ -111,7 +111,7 @@ async fn a_fault_with_a_count_meets_so_many_requests() {
 
 #[tokio::test]
 async fn a_slow_reply_takes_its_factor() {
-    let server = start(SimConfig { step_base_us: 5_000.0, speed: 1.0, ..config() }).await;
+    let server = start(SimConfig { engine: engine(32, 5_000.0), speed: 1.0, ..config() }).await;
     for body in [STREAM, WHOLE] {
         let started = std::time::Instant::now();
         assert!(with_fault(&server, "slow;factor=4", body).await.expect("a reply").complete);

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Reply, config, get, open, post, send, start, until};
-use nebula_sim::{Error, Server, SimConfig};
+use common::{Reply, config, engine, get, open, post, send, start, until};
+use nebula_sim::{EngineConfig, Error, Server, SimConfig};
 use serde_json::json;
 use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,7 +21,7 @@ fn value(metrics: &Reply, series: &str) -> f64 {
 #[tokio::test]
 async fn a_reply_depends_on_its_prompt_alone() {
     let one = start(config()).await;
-    let other = start(SimConfig { seed: 99, block_size: 16, ..config() }).await;
+    let other = start(SimConfig { seed: 99, engine: engine(16, 1000.0), ..config() }).await;
     let text = |reply: Reply| reply.json()["choices"][0]["message"]["content"].clone();
     let ask = chat(&json!([{"role": "user", "content": "tell me"}]), 12);
     let first = text(post(one.addr(), "/v1/chat/completions", &ask).await);
@@ -49,7 +49,7 @@ async fn a_reply_depends_on_its_prompt_alone() {
 
 #[tokio::test]
 async fn a_conversation_reports_its_cached_tokens() {
-    let server = start(SimConfig { block_size: 16, ..config() }).await;
+    let server = start(SimConfig { engine: engine(16, 1000.0), ..config() }).await;
     let mut messages = vec![json!({"role": "system", "content": "Be brief. ".repeat(20)})];
     let mut known = 0;
     for turn in 0..6 {
@@ -97,7 +97,7 @@ async fn the_checksum_covers_all_that_comes_before_it() {
 
 #[tokio::test]
 async fn a_client_that_leaves_is_forgotten() {
-    let server = start(SimConfig { speed: 1.0, step_base_us: 20_000.0, ..config() }).await;
+    let server = start(SimConfig { speed: 1.0, engine: engine(32, 20_000.0), ..config() }).await;
     for stream in [true, false] {
         let body =
             json!({"prompt": "x ".repeat(64), "max_tokens": 3000, "stream": stream}).to_string();
@@ -122,7 +122,11 @@ async fn a_client_that_leaves_is_forgotten() {
 
 #[tokio::test]
 async fn many_streams_at_once_are_whole() {
-    let server = start(SimConfig { max_num_seqs: 16, kv_blocks: 140, ..config() }).await;
+    let server = start(SimConfig {
+        engine: EngineConfig { max_num_seqs: 16, kv_blocks: 140, ..engine(32, 1000.0) },
+        ..config()
+    })
+    .await;
     let mut streams = tokio::task::JoinSet::new();
     for user in 0..64 {
         let body = json!({"prompt": format!("user {user} says ").repeat(20), "max_tokens": 100, "stream": true}).to_string();
@@ -164,8 +168,8 @@ async fn stopping_leaves_no_task() {
 #[tokio::test]
 async fn what_no_engine_could_serve_with_is_refused() {
     let refused = [
-        SimConfig { block_size: 0, ..config() },
-        SimConfig { kv_blocks: 128, ..config() },
+        SimConfig { engine: engine(0, 1000.0), ..config() },
+        SimConfig { engine: EngineConfig { kv_blocks: 128, ..engine(32, 1000.0) }, ..config() },
         SimConfig { speed: -1.0, ..config() },
         SimConfig { model: String::new(), ..config() },
         SimConfig { name: "zwei\nZeilen".to_owned(), ..config() },

@@ -73,7 +73,7 @@ impl Driver {
     pub(crate) fn new(config: &SimConfig) -> Driver {
         Driver {
             state: Mutex::new(State {
-                engine: Engine::new(config),
+                engine: Engine::new(&config.engine),
                 replies: HashedMap::default(),
                 last_id: 0,
                 emissions: Vec::new(),

@@ -39,7 +39,8 @@ pub(crate) async fn answer(
         Some(Effect::Status { status: code }) => return Err(Refusal::injected(status(code))),
         _ => {}
     }
-    let bounds = Bounds { model: &app.config.model, max_model_len: app.config.max_model_len };
+    let bounds =
+        Bounds { model: &app.config.model, max_model_len: app.config.engine.max_model_len };
     let mut ask = openai::ask(face, body, bounds)?;
     let shape = shape(app, face, head, &ask);
     let prompt = std::mem::take(&mut ask.prompt);
@@ -101,7 +102,7 @@ fn shape(app: &App, face: Face, head: &Parts, ask: &Ask) -> Shape {
         created: unix_seconds(),
         reply: ask.reply,
         prompt_tokens,
-        prompt_block_tokens: prompt_tokens - prompt_tokens % app.config.block_size,
+        prompt_block_tokens: prompt_tokens - prompt_tokens % app.config.engine.block_size,
         token_ids: ask.return_token_ids.then(|| ask.prompt.clone()),
         tokens: ask.tokens,
         finish: ask.finish,

@@ -226,7 +226,7 @@ impl App {
         let texts =
             want_texts.then(|| tokens.iter().map(|&id| token::decode(&[id])).collect::<Vec<_>>());
         let (count, max, tokens) =
-            (tokens.len(), self.config.max_model_len, serde_json::Value::from(tokens));
+            (tokens.len(), self.config.engine.max_model_len, serde_json::Value::from(tokens));
         let texts = serde_json::Value::from(texts);
         Ok(format!(
             r#"{{"count":{count},"max_model_len":{max},"tokens":{tokens},"token_strs":{texts}}}"#
@@ -240,7 +240,7 @@ pub(crate) fn unix_seconds() -> u64 {
 }
 
 fn models(config: &SimConfig, model: &str, permission: u64) -> String {
-    let (created, max) = (unix_seconds(), config.max_model_len);
+    let (created, max) = (unix_seconds(), config.engine.max_model_len);
     format!(
         r#"{{"object":"list","data":[{{"id":{model},"object":"model","created":{created},"owned_by":"vllm","root":{model},"parent":null,"max_model_len":{max},"permission":[{{"id":"modelperm-{permission:016x}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}]}}"#
     )

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::stats::{Histogram, Stats};
-use crate::{Engine, SimConfig};
+use crate::{Engine, EngineConfig, SimConfig};
 
 /// The content type that goes with it.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=1.0.0; charset=utf-8";
@@ -22,7 +22,7 @@ pub(crate) fn render(config: &SimConfig, engine: &Engine) -> String {
     counters(&mut page, engine.stats());
     histograms(&mut page, engine.stats());
     page.head("cache_config_info", "gauge", "Information of the LLMEngine CacheConfig");
-    let SimConfig { block_size, kv_blocks, .. } = config;
+    let EngineConfig { block_size, kv_blocks, .. } = &config.engine;
     let tokens = u64::from(*block_size) * u64::from(*kv_blocks);
     let _ = writeln!(
         page.text,

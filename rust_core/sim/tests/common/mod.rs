@@ -4,7 +4,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use nebula_sim::{Server, SimConfig};
+use nebula_sim::timing::Timing;
+use nebula_sim::{EngineConfig, Server, SimConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -14,16 +15,26 @@ pub fn config() -> SimConfig {
         listen: "127.0.0.1:0".to_owned(),
         model: "tiny".to_owned(),
         name: "engine-a".to_owned(),
-        block_size: 32,
+        engine: engine(32, 1000.0),
+        speed: 0.0,
+        seed: 7,
+    }
+}
+
+pub fn engine(block_size: u32, step_base_us: f64) -> EngineConfig {
+    EngineConfig {
+        block_size,
         kv_blocks: 1024,
         max_num_seqs: 64,
         max_num_batched_tokens: 512,
         max_model_len: 4096,
-        prefill_us_per_token: 20.0,
-        decode_us_per_seq: 30.0,
-        step_base_us: 1000.0,
-        speed: 0.0,
-        seed: 7,
+        timing: Timing {
+            step_base_us,
+            prefill_us_per_token: 20.0,
+            prefill_ns_per_pair: 0.0,
+            decode_us_per_seq: 30.0,
+            decode_ns_per_resident_token: 0.0,
+        },
     }
 }
 
