@@ -1,7 +1,7 @@
 //! What a decision costs: the key of a prompt, the overlap with every rank, events, memory.
 //!
 //! `cargo bench -p nebula-route --bench route`. First the tails and the memory, which are printed as they are; then
-//! criterion's means. A filter (`-- matches`) narrows the second part only.
+//! criterion's means. A filter (`-- matches`) narrows the second part only; `-- --test` runs all of it on little.
 #![expect(clippy::print_stdout, reason = "it prints what it measured")]
 #![expect(
     clippy::cast_possible_truncation,
@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use nebula_route::block::link;
-use nebula_route::{Chain, Event, KeyKind, RankId, Scope, Tree};
-use parking_lot::RwLock;
+use nebula_route::{Chain, Event, KeyKind, RankId, Scope, SharedTree};
 
 const RANKS: u32 = 64;
 const BLOCKS: u64 = 512;
@@ -24,13 +23,19 @@ const BLOCKS: u64 = 512;
 const SYSTEM: u64 = 64;
 const TURN: u64 = 32;
 const NEVER: u64 = u64::MAX;
-const EVENT_EVERY: Duration = Duration::from_micros(50);
+/// Name, pause before each event, blocks of a prompt.
+const WRITERS: [(&str, Duration, u64); 3] = [
+    ("  beside a paced writer", Duration::from_micros(50), TURN),
+    ("  beside a writer without pause", Duration::ZERO, TURN),
+    ("  beside one with long prompts", Duration::ZERO, BLOCKS),
+];
 
 criterion_group!(groups, keys, matches, events);
 
 fn main() {
-    memory();
-    tails();
+    let test = std::env::args().any(|argument| argument == "--test");
+    memory(if test { 1 } else { 100 });
+    tails(if test { 1_000 } else { 50_000 });
     groups();
     Criterion::default().configure_from_args().final_summary();
 }
@@ -83,14 +88,14 @@ fn matches(criterion: &mut Criterion) {
 /// One engine's life: a turn is stored in three events and later removed, tail first.
 fn events(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("events");
-    let (mut tree, _) = conversations();
+    let (tree, _) = conversations();
     let mut turn = 1_000_000;
     group.throughput(Throughput::Elements(2 * TURN));
     group.bench_function("blocks stored and removed", |bench| {
         bench.iter(|| {
             turn += 1;
             let rank = RankId(turn as u32 % RANKS);
-            let [prefill, step, last, removed] = life(turn);
+            let [prefill, step, last, removed] = life(turn, TURN);
             for event in [prefill, step, last, removed] {
                 black_box(tree.apply(rank, &event));
             }
@@ -99,75 +104,77 @@ fn events(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The slowest of many: alone, beside a writer with as many events as 64 busy engines send, and beside one without a
-/// pause.
-fn tails() {
-    println!("matches, {RANKS} ranks, {BLOCKS} blocks, through a RwLock; microseconds");
-    println!("{:32}{:>8}{:>8}{:>8}{:>8}", "", "p50", "p99", "p99.9", "max");
+/// The slowest of `lookups`: alone, beside a writer with as many events as 64 busy engines send, and beside two without
+/// a pause.
+fn tails(lookups: usize) {
+    println!("matches, {RANKS} ranks, {BLOCKS} blocks; microseconds");
+    println!("{:36}{:>8}{:>8}{:>8}{:>8}", "", "p50", "p99", "p99.9", "max");
     for (name, shape) in SHAPES {
         let (tree, prompts) = shape();
-        let tree = RwLock::new(tree);
-        tail(name, &tree, &prompts);
-        for pause in [EVENT_EVERY, Duration::ZERO] {
+        tail(name, lookups, &tree, &prompts);
+        for (writer, pause, blocks) in WRITERS {
             let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
             let start = now();
             std::thread::scope(|scope| {
-                scope.spawn(|| write(&tree, pause, &stop, &written));
-                tail("  beside a writer", &tree, &prompts);
+                scope.spawn(|| write(&tree, pause, blocks, &stop, &written));
+                while written.load(Ordering::Relaxed) == 0 {
+                    std::thread::yield_now();
+                }
+                tail(writer, lookups, &tree, &prompts);
                 stop.store(true, Ordering::Relaxed);
             });
             let rate = written.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
-            println!("{:32}{rate:>8.0} events/s, {:.0} blocks/s", "  of", rate * TURN as f64 / 2.0);
+            println!("{:36}{rate:>8.0} events/s", "    of");
         }
     }
 }
 
-fn tail(name: &str, tree: &RwLock<Tree>, prompts: &[Vec<u64>]) {
+fn tail(name: &str, lookups: usize, tree: &SharedTree, prompts: &[Vec<u64>]) {
     let mut out = Vec::new();
     let mut once = |at: usize| {
         let start = now();
-        tree.read().matches(black_box(&prompts[at * 7919 % prompts.len()]), &mut out);
+        tree.matches(black_box(&prompts[at * 7919 % prompts.len()]), &mut out);
         black_box(out.len());
         start.elapsed()
     };
-    for at in 0..2_000 {
+    for at in 0..lookups / 100 {
         once(at);
     }
-    let mut taken: Vec<Duration> = (0..200_000).map(once).collect();
+    let mut taken: Vec<Duration> = (0..lookups).map(once).collect();
     taken.sort_unstable();
     let micros =
         |share: f64| taken[((taken.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1e3;
     let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(micros);
-    println!("{name:32}{p50:>8.2}{p99:>8.2}{p999:>8.2}{max:>8.1}");
+    println!("{name:36}{p50:>8.2}{p99:>8.2}{p999:>8.2}{max:>8.1}");
 }
 
-fn write(tree: &RwLock<Tree>, pause: Duration, stop: &AtomicBool, written: &AtomicU64) {
+fn write(tree: &SharedTree, pause: Duration, blocks: u64, stop: &AtomicBool, written: &AtomicU64) {
     let mut turn = 2_000_000;
     while !stop.load(Ordering::Relaxed) {
         turn += 1;
-        for event in life(turn) {
+        for event in life(turn, blocks) {
             let before = now();
             while before.elapsed() < pause {
                 std::hint::spin_loop();
             }
-            tree.write().apply(RankId(turn as u32 % RANKS), &event);
+            tree.apply(RankId(turn as u32 % RANKS), &event);
             written.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
 /// Bytes per (block, rank), as the tree counts them and as the system does.
-fn memory() {
+fn memory(conversations: u64) {
     println!("memory, {RANKS} ranks, conversations of {BLOCKS} blocks; bytes per (block, rank)");
     println!("{:32}{:>8}{:>8}{:>12}{:>10}", "", "counted", "RSS", "pairs", "nodes");
     for (name, exact) in [("routed", false), ("exact, turn by turn", true)] {
         let before = rss();
-        let mut tree = Tree::new(u64::MAX);
+        let tree = SharedTree::new(u64::MAX);
         for rank in 0..RANKS {
-            for conversation in 0..100 {
+            for conversation in 0..conversations {
                 let user = 1_000 * u64::from(rank) + conversation;
                 for turn in 1..=(BLOCKS - SYSTEM) / TURN {
-                    converse(&mut tree, RankId(rank), user, turn, exact);
+                    converse(&tree, RankId(rank), user, turn, exact);
                 }
             }
         }
@@ -181,7 +188,7 @@ fn memory() {
 
 // === trees and prompts to measure on ===
 
-type Shape = fn() -> (Tree, Vec<Vec<u64>>);
+type Shape = fn() -> (SharedTree, Vec<Vec<u64>>);
 
 const SHAPES: [(&str, Shape); 4] = [
     ("one chain", one_chain),
@@ -191,8 +198,8 @@ const SHAPES: [(&str, Shape); 4] = [
 ];
 
 /// Every rank holds the same chain.
-fn one_chain() -> (Tree, Vec<Vec<u64>>) {
-    let mut tree = Tree::new(u64::MAX);
+fn one_chain() -> (SharedTree, Vec<Vec<u64>>) {
+    let tree = SharedTree::new(u64::MAX);
     let prompt = chain(0, 0..BLOCKS);
     for rank in 0..RANKS {
         tree.note_route(RankId(rank), &prompt, NEVER);
@@ -201,17 +208,17 @@ fn one_chain() -> (Tree, Vec<Vec<u64>>) {
 }
 
 /// Every rank holds the same chain, from which other chains part after every turn.
-fn turns() -> (Tree, Vec<Vec<u64>>) {
+fn turns() -> (SharedTree, Vec<Vec<u64>>) {
     parted(TURN as usize)
 }
 
 /// The same with a node per block: as bad as it gets.
-fn forks() -> (Tree, Vec<Vec<u64>>) {
+fn forks() -> (SharedTree, Vec<Vec<u64>>) {
     parted(1)
 }
 
-fn parted(every: usize) -> (Tree, Vec<Vec<u64>>) {
-    let (mut tree, prompts) = one_chain();
+fn parted(every: usize) -> (SharedTree, Vec<Vec<u64>>) {
+    let (tree, prompts) = one_chain();
     for at in (every..BLOCKS as usize).step_by(every) {
         let branch = chain(prompts[0][at - 1], [u64::MAX]);
         let prompt = [&prompts[0][..at], &branch].concat();
@@ -221,8 +228,8 @@ fn parted(every: usize) -> (Tree, Vec<Vec<u64>>) {
 }
 
 /// A start that all ranks hold, and 200 conversations on each: more than a cache holds.
-fn conversations() -> (Tree, Vec<Vec<u64>>) {
-    let mut tree = Tree::new(u64::MAX);
+fn conversations() -> (SharedTree, Vec<Vec<u64>>) {
+    let tree = SharedTree::new(u64::MAX);
     let mut prompts = Vec::new();
     for user in 0..200 * u64::from(RANKS) {
         let prompt = prompt(user, (BLOCKS - SYSTEM) / TURN);
@@ -243,7 +250,7 @@ fn prompt(user: u64, turns: u64) -> Vec<u64> {
 }
 
 /// One more turn: a route, or what an engine says of it, which is one event for the prompt and one per decoded block.
-fn converse(tree: &mut Tree, rank: RankId, user: u64, turn: u64, exact: bool) {
+fn converse(tree: &SharedTree, rank: RankId, user: u64, turn: u64, exact: bool) {
     let prompt = prompt(user, turn);
     if !exact {
         tree.note_route(rank, &prompt, NEVER);
@@ -257,7 +264,13 @@ fn converse(tree: &mut Tree, rank: RankId, user: u64, turn: u64, exact: bool) {
     }
 }
 
-fn store(tree: &mut Tree, rank: RankId, prompt: &[u64], blocks: std::ops::Range<usize>, user: u64) {
+fn store(
+    tree: &SharedTree,
+    rank: RankId,
+    prompt: &[u64],
+    blocks: std::ops::Range<usize>,
+    user: u64,
+) {
     let local = |at: usize| {
         if (at as u64) < SYSTEM { at as u64 } else { (user + 1) << 32 | (at as u64 - SYSTEM) }
     };
@@ -271,8 +284,8 @@ fn store(tree: &mut Tree, rank: RankId, prompt: &[u64], blocks: std::ops::Range<
 }
 
 /// A turn of its own: its first blocks, two that were decoded, and all of it removed, tail first.
-fn life(turn: u64) -> [Event; 4] {
-    let locals: Vec<u64> = (0..TURN).map(|at| turn << 32 | at).collect();
+fn life(turn: u64, blocks: u64) -> [Event; 4] {
+    let locals: Vec<u64> = (0..blocks).map(|at| turn << 32 | at).collect();
     let names = chain(0, locals.iter().copied());
     let part = |from: usize, to: usize| Event::Stored {
         engine_hashes: names[from..to].to_vec(),

@@ -5,7 +5,7 @@
 //! all before it*: equal hashes mean equal prefixes of the same model, salt and block size. `tests/test_block.py` holds
 //! the same rule in Python; the two agree bit for bit.
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What the blocks of a chain are cut from.
@@ -126,6 +126,12 @@ impl Chain {
         Chain { prompt_tokens, ..self }
     }
 
+    /// Tokens in one block, a fraction where they are estimated; 0 where only the prompt's length is known.
+    #[must_use]
+    pub fn tokens_per_block(&self) -> f32 {
+        self.tokens_per_block
+    }
+
     /// Tokens of the whole prompt; an estimate where it was given as text.
     #[must_use]
     pub fn prompt_tokens(&self) -> u32 {
@@ -142,10 +148,10 @@ impl Chain {
 /// The hash of one block of token ids by itself, without what stands before it.
 #[must_use]
 pub fn local(tokens: &[u32]) -> u64 {
-    let mut bytes: SmallVec<[u8; 256]> = smallvec![0; tokens.len() * 4];
-    for (bytes, token) in bytes.as_chunks_mut().0.iter_mut().zip(tokens) {
-        *bytes = token.to_le_bytes();
+    if cfg!(target_endian = "little") {
+        return xxh3_64(bytemuck::must_cast_slice(tokens));
     }
+    let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
     xxh3_64(&bytes)
 }
 

@@ -18,6 +18,8 @@ pub struct Config {
     pub tree_max_bytes: u64,
     /// How long a route is taken for cached without any event that says so.
     pub route_ttl_ms: u64,
+    /// Price of one token that this request would have to compute, in tokens of prefill work that is booked already.
+    pub uncached_weight: f32,
     /// Price of one running request on a rank, in tokens of prefill work.
     pub decode_request_tokens: f32,
     /// Price of one resident token on a rank, in tokens of prefill work.

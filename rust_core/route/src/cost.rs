@@ -26,7 +26,8 @@ pub struct Terms {
 /// At least one token is always computed: an engine never serves the last token of a prompt from its cache.
 #[must_use]
 pub fn price(config: &Config, load: &Load, prompt_tokens: u32, overlap_tokens: u32) -> Terms {
-    let uncached = prompt_tokens.saturating_sub(overlap_tokens).max(1) as f32;
+    let uncached =
+        config.uncached_weight * prompt_tokens.saturating_sub(overlap_tokens).max(1) as f32;
     let prefill_backlog = load.prefill_tokens as f32;
     let decode = config.decode_request_tokens * load.running as f32
         + config.decode_resident_weight * load.resident_tokens as f32;
@@ -54,17 +55,18 @@ mod tests {
     }
 
     #[test]
-    fn overlap_is_worth_as_much_as_the_work_it_saves() {
+    fn a_computed_token_counts_as_so_many_booked_ones() {
         let (config, idle) = (config("kv"), Load::default());
         let hit = price(&config, &idle, 1_000, 900);
-        let busy = price(&config, &load(900, 0, 0, 0.0), 1_000, 900);
-        assert_eq!(hit.total, 100.0);
+        let busy = price(&config, &load(2_250, 0, 0, 0.0), 1_000, 900);
+        assert_eq!(hit.total, 100.0 * config.uncached_weight);
         assert_eq!(busy.total, price(&config, &idle, 1_000, 0).total);
     }
 
     #[test]
     fn a_whole_hit_still_computes_a_token() {
-        assert_eq!(price(&config("kv"), &Load::default(), 64, 64).uncached, 1.0);
+        let config = config("kv");
+        assert_eq!(price(&config, &Load::default(), 64, 64).uncached, config.uncached_weight);
     }
 
     #[test]

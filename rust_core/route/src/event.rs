@@ -26,3 +26,15 @@ pub enum Event {
     /// The rank holds nothing any more.
     Cleared,
 }
+
+impl Event {
+    /// How many blocks it names.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        match self {
+            Event::Stored { engine_hashes, locals, .. } => engine_hashes.len().min(locals.len()),
+            Event::Removed { engine_hashes } => engine_hashes.len(),
+            Event::Cleared => 0,
+        }
+    }
+}

@@ -39,7 +39,7 @@ pub use load::{Guard, Ledger, Load};
 pub use policy::{POLICIES, Policy};
 pub use router::{Choice, Query, Router};
 pub use sync::Swap;
-pub use tree::{Tree, TreeStats};
+pub use tree::{SharedTree, Tree, TreeStats};
 
 /// Milliseconds of a monotonic clock that the caller keeps.
 pub type Millis = u64;

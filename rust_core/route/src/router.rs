@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use fastrand::Rng;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::fleet::{Fleet, NextIds};
 use crate::health::Standing;
 use crate::policy::Candidate;
 use crate::sync::{AtomicU64, Ordering};
-use crate::tree::{Tree, TreeStats};
+use crate::tree::{SharedTree, TreeStats};
 use crate::{
     Chain, Config, Engine, EngineId, EngineSpec, Error, Event, Facts, Guard, Millis, ModelFact,
     Outcome, Policy, Probe, RankId, Swap, Terms, cost,
@@ -23,7 +23,7 @@ pub struct Router {
     fleet: Swap<Fleet>,
     /// Held while a new fleet is made, so that two changes do not lose each other.
     next_ids: Mutex<NextIds>,
-    tree: RwLock<Tree>,
+    tree: SharedTree,
     turn: AtomicU64,
     rng: Mutex<Rng>,
 }
@@ -83,7 +83,7 @@ impl Router {
             policy: config.policy.parse()?,
             fleet: Swap::new(Fleet::default()),
             next_ids: Mutex::default(),
-            tree: RwLock::new(Tree::new(config.tree_max_bytes)),
+            tree: SharedTree::new(config.tree_max_bytes),
             turn: AtomicU64::new(1),
             rng: Mutex::new(Rng::with_seed(seed)),
             config,
@@ -181,26 +181,25 @@ impl Router {
     pub fn keep(&self, choice: &Choice, chain: &Chain, now: Millis) {
         if self.policy.reads_tree() {
             let until = now + self.config.route_ttl_ms;
-            self.tree.write().note_route(choice.rank, chain.hashes(), until);
+            self.tree.note_route(choice.rank, chain.hashes(), until);
         }
     }
 
     /// What an engine says of the blocks of one of its ranks.
     pub fn apply(&self, rank: RankId, events: &[Event]) {
         for event in events {
-            // One event at a time: a reader waits for one, not for the batch.
-            self.tree.write().apply(rank, event);
+            self.tree.apply(rank, event);
         }
     }
 
     /// Drops routes whose time is over.
     pub fn expire(&self, now: Millis) {
-        self.tree.write().expire(now);
+        self.tree.expire(now);
     }
 
     /// The index in figures.
     pub fn tree_stats(&self) -> TreeStats {
-        self.tree.read().stats()
+        self.tree.stats()
     }
 
     /// The settings.
@@ -213,7 +212,7 @@ impl Router {
             return;
         }
         let mut held = Vec::new();
-        self.tree.read().matches(chain.hashes(), &mut held);
+        self.tree.matches(chain.hashes(), &mut held);
         held.sort_unstable();
         for candidate in candidates {
             let rank = candidate.engine.rank(candidate.rank_index);
@@ -241,7 +240,7 @@ impl Router {
         let rank = chosen.engine.rank(chosen.rank_index);
         if self.policy.reads_tree() {
             let until = now + self.config.route_ttl_ms.min(UNANSWERED_MS);
-            self.tree.write().note_route(rank, chain.hashes(), until);
+            self.tree.note_route(rank, chain.hashes(), until);
         }
         Choice {
             engine: Arc::clone(chosen.engine),
@@ -258,7 +257,7 @@ impl Router {
 
     fn forget(&self, engine: &Engine) {
         for rank in engine.ranks() {
-            self.tree.write().remove_rank(rank);
+            self.tree.remove_rank(rank);
         }
     }
 }

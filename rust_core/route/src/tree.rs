@@ -25,20 +25,23 @@ mod names;
 mod node;
 mod note;
 mod order;
+mod shared;
 
 use hashbrown::HashMap;
 use std::hash::BuildHasherDefault;
+use std::ops::AddAssign;
 
 use self::arena::Arena;
-use self::names::{Folded, Names};
+pub use self::shared::SharedTree;
+
+use self::names::{Folded, Names, Place};
 use self::node::NodeId;
 use self::order::Order;
 use crate::{Millis, RankId};
 
 /// Which rank holds how many leading blocks of a chain.
 ///
-/// No lock inside: every method is one small step, so a caller that shares the tree holds its lock for one of them at a
-/// time.
+/// No lock inside; [`SharedTree`] is for many threads.
 #[derive(Debug)]
 pub struct Tree {
     arena: Arena,
@@ -54,6 +57,7 @@ pub struct Tree {
     /// Empty between calls; kept for its memory.
     path: Vec<NodeId>,
     chain: Vec<u64>,
+    places: Vec<Place>,
 }
 
 /// What became of one event, in blocks.
@@ -86,6 +90,16 @@ pub struct TreeStats {
     pub orphans: u64,
 }
 
+impl AddAssign for Applied {
+    fn add_assign(&mut self, other: Applied) {
+        self.stored += other.stored;
+        self.removed += other.removed;
+        self.unknown_removed += other.unknown_removed;
+        self.orphans += other.orphans;
+        self.refused += other.refused;
+    }
+}
+
 impl Tree {
     /// An empty tree that drops routed claims to stay within `max_bytes`.
     #[must_use]
@@ -101,6 +115,7 @@ impl Tree {
             orphans: 0,
             path: Vec::new(),
             chain: Vec::new(),
+            places: Vec::new(),
         }
     }
 

@@ -204,7 +204,8 @@ fn any_event(names: Vec<u64>) -> BoxedStrategy<Event> {
     ];
     prop_oneof![
         12 => (parent, 0..2_u64, any_locals(0..10), any::<u8>(), vec(0..40_u64, 10)).prop_map(stored),
-        8 => vec(prop_oneof![6 => known, 1 => 0..40_u64], 0..6).prop_map(|engine_hashes| Event::Removed { engine_hashes }),
+        5 => vec(prop_oneof![6 => known, 1 => 0..40_u64], 0..6).prop_map(|engine_hashes| Event::Removed { engine_hashes }),
+        3 => (any_chain(), 0..8_usize, any::<u8>()).prop_map(evicted),
         1 => Just(Event::Cleared),
     ]
     .boxed()
@@ -221,6 +222,21 @@ fn stored((parent, seed, locals, how, any): (Option<u64>, u64, Vec<u64>, u8, Vec
             .collect(),
     };
     Event::Stored { engine_hashes, parent, seed, locals }
+}
+
+/// Neighbours, as an engine evicts them, or in the other direction; one of them perhaps left out.
+fn evicted((mut names, from, how): (Vec<u64>, usize, u8)) -> Event {
+    names.drain(..from.min(names.len()));
+    for name in &mut names {
+        *name ^= u64::from(how & 1);
+    }
+    if how & 2 > 0 && names.len() > 2 {
+        names.remove(names.len() / 2);
+    }
+    if how & 4 > 0 {
+        names.reverse();
+    }
+    Event::Removed { engine_hashes: names }
 }
 
 fn chain(seed: u64, locals: &[u64]) -> Vec<u64> {

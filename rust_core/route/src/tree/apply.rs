@@ -1,7 +1,9 @@
 //! The exact claims: what an engine says of its own cache.
 
+use std::ops::Range;
+
 use super::grow::{At, Run};
-use super::names::Place;
+use super::names::{Names, Place};
 use super::node::NONE;
 use super::{Applied, Tree};
 use crate::RankId;
@@ -29,21 +31,32 @@ impl Tree {
     /// # Cost
     /// O(blocks of the event); `Cleared` as [`Tree::remove_rank`].
     pub fn apply(&mut self, rank: RankId, event: &Event) -> Applied {
-        let names_before = self.names.get(&rank.0).map_or(0, super::names::Names::bytes);
+        self.apply_part(rank, event, 0..event.blocks())
+    }
+
+    /// Applies some consecutive blocks of an event, behind those before them.
+    pub(super) fn apply_part(
+        &mut self,
+        rank: RankId,
+        event: &Event,
+        part: Range<usize>,
+    ) -> Applied {
+        let names_before = self.names.get(&rank.0).map_or(0, Names::bytes);
         let applied = match event {
             Event::Stored { engine_hashes, parent, seed, locals } => {
-                let len = engine_hashes.len().min(locals.len());
-                let (names, locals) = (&engine_hashes[..len], &locals[..len]);
-                self.store(rank.0, &Stored { names, locals, parent: *parent, seed: *seed })
+                let before = part.start.checked_sub(1).map(|before| engine_hashes[before]);
+                let (names, locals) = (&engine_hashes[part.clone()], &locals[part]);
+                let parent = before.or(*parent);
+                self.store(rank.0, &Stored { names, locals, parent, seed: *seed })
             }
-            Event::Removed { engine_hashes } => self.unstore(rank.0, engine_hashes),
+            Event::Removed { engine_hashes } => self.unstore(rank.0, &engine_hashes[part]),
             Event::Cleared => {
                 let removed = self.names.get(&rank.0).map_or(0, |names| names.len() as u64);
                 self.remove_rank(rank);
                 return Applied { removed, ..Applied::default() };
             }
         };
-        let names_now = self.names.get(&rank.0).map_or(0, super::names::Names::bytes);
+        let names_now = self.names.get(&rank.0).map_or(0, Names::bytes);
         self.names_bytes = self.names_bytes + names_now - names_before;
         self.orphans += applied.orphans;
         self.evict();
@@ -57,7 +70,7 @@ impl Tree {
             applied.refused = blocks;
             return applied;
         }
-        let Some((_, before)) = self.parent(rank, event) else {
+        let Some((mut at, before)) = self.parent(rank, event) else {
             applied.orphans = blocks;
             return applied;
         };
@@ -67,15 +80,20 @@ impl Tree {
             *last = link(*last, *local);
             Some(*last)
         }));
-        for (name, hash) in event.names.iter().zip(&chain) {
-            if self.find(rank, *name).is_some_and(|run| self.hash(run) != *hash) {
-                applied.removed += self.unstore(rank, &[*name]).removed;
+        if self.names.get(&rank).is_some_and(|table| table.knows_any(event.names)) {
+            for (name, hash) in event.names.iter().zip(&chain) {
+                if self.find(rank, *name).is_some_and(|run| self.hash(run) != *hash) {
+                    applied.removed += self.unstore(rank, &[*name]).removed;
+                }
+            }
+            // The parent may have been among the blocks that lost their name, or is elsewhere now.
+            match self.parent(rank, event) {
+                Some((parent, _)) => at = parent,
+                None => applied.orphans = blocks,
             }
         }
-        // The parent may have been among the blocks that lost their name.
-        match self.parent(rank, event) {
-            Some((at, _)) => applied.stored = self.insert(rank, at, event.names, &chain),
-            None => applied.orphans = blocks,
+        if applied.orphans == 0 {
+            applied.stored = self.insert(rank, at, event.names, &chain);
         }
         self.chain = chain;
         applied
@@ -116,32 +134,43 @@ impl Tree {
 
     fn unstore(&mut self, rank: u32, names: &[u64]) -> Applied {
         let mut applied = Applied::default();
-        for name in names {
-            let Some(run) = self.find(rank, *name) else {
-                applied.unknown_removed += 1;
-                continue;
-            };
-            if let Some(table) = self.names.get_mut(&rank) {
-                table.remove(*name);
-                table.tidy();
-            }
-            self.release(rank, run);
-            applied.removed += 1;
+        let mut places = std::mem::take(&mut self.places);
+        if let Some(table) = self.names.get_mut(&rank) {
+            table.take(names, &mut places);
         }
+        let mut run: Option<Run> = None;
+        for place in &places {
+            // Engines evict neighbours one after the other: what is adjacent goes in one step.
+            let block = self.locate(*place);
+            let joined = run.and_then(|run| run.joined(block?));
+            if joined.is_none()
+                && let Some(run) = run
+            {
+                self.release(rank, run);
+            }
+            run = joined.or_else(|| self.locate(*place));
+        }
+        if let Some(run) = run {
+            self.release(rank, run);
+        }
+        applied.removed = places.len() as u64;
+        applied.unknown_removed = (names.len() - places.len()) as u64;
+        places.clear();
+        self.places = places;
         applied
     }
 
-    /// Ends both claims of a rank to one block. What it holds behind the block it keeps, in a node of its own.
-    fn release(&mut self, rank: u32, block: Run) {
+    /// Ends both claims of a rank to some blocks. What it holds behind them it keeps, in a node of its own.
+    fn release(&mut self, rank: u32, blocks: Run) {
         let now = self.now;
-        if self.arena[block.node].holder(rank).is_some_and(|holder| holder.held(now) > block.to) {
-            self.split(block.node, block.to);
+        if self.arena[blocks.node].holder(rank).is_some_and(|holder| holder.held(now) > blocks.to) {
+            self.split(blocks.node, blocks.to);
         }
-        self.arena.edit(block.node, |node| {
-            node.holder_mut(rank).cut(block.from);
+        self.arena.edit(blocks.node, |node| {
+            node.holder_mut(rank).cut(blocks.from);
             node.holders.retain(|holder| holder.span() > 0);
         });
-        self.loosen(block.node);
+        self.loosen(blocks.node);
     }
 
     /// Where the event's first block goes, and the hash before it; `None` for an orphan.
@@ -156,9 +185,16 @@ impl Tree {
     /// The block that a rank calls `name`.
     ///
     /// # Cost
-    /// O(1 + splits of its node since the block was stored).
+    /// As [`Tree::locate`].
     pub(super) fn find(&self, rank: u32, name: u64) -> Option<Run> {
-        let place = self.names.get(&rank)?.place(name)?;
+        self.locate(self.names.get(&rank)?.place(name)?)
+    }
+
+    /// Where a block is that was stored at `place`.
+    ///
+    /// # Cost
+    /// O(1 + splits of its node since the block was stored).
+    fn locate(&self, place: Place) -> Option<Run> {
         let mut id = place.node;
         loop {
             let node = self.arena.node(id)?;

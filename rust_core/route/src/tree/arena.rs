@@ -115,6 +115,7 @@ impl Arena {
         let (heap, pairs) = (node.heap(), node.pairs());
         let result = change(node);
         node.tidy();
+        node.take_stock();
         let (heap_now, pairs_now) = (node.heap(), node.pairs());
         self.heap = self.heap + heap_now - heap;
         self.pairs = self.pairs + pairs_now - pairs;

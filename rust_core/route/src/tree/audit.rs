@@ -85,6 +85,13 @@ impl Tree {
             );
         }
         let above = self.arena.above(id);
+        let mut stock = Node::new(node.edge.clone(), node.start);
+        stock.holders.extend_from_slice(&node.holders);
+        stock.take_stock();
+        ensure!(
+            (node.marks, node.whole_until) == (stock.marks, stock.whole_until),
+            "node {id} was changed without taking stock"
+        );
         let end =
             if above == NONE { 0 } else { self.arena.node(above).map_or(u32::MAX, Node::end) };
         ensure!(

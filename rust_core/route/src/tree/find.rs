@@ -3,11 +3,16 @@
 use smallvec::SmallVec;
 
 use super::Tree;
-use super::node::{Holder, NONE, Node, common};
+use super::node::{Holder, NONE, Node, common, mark};
 use crate::RankId;
 
-/// The ranks that hold every block so far, sorted.
-type Abreast = SmallVec<[u32; 64]>;
+/// The ranks that hold every block so far.
+struct Abreast {
+    /// Sorted.
+    ranks: SmallVec<[u32; 64]>,
+    /// As [`Node::marks`].
+    marks: u64,
+}
 
 impl Tree {
     /// Puts into `out` every rank that holds the first block of `chain`, once, with the number of leading blocks it
@@ -17,27 +22,31 @@ impl Tree {
     /// O(nodes passed + their holders); O(log) in the blocks of an edge. No allocation up to 64 ranks but `out`'s own.
     pub fn matches(&self, chain: &[u64], out: &mut Vec<(RankId, u32)>) {
         out.clear();
-        let mut abreast = Abreast::new();
+        let mut abreast = Abreast { ranks: SmallVec::new(), marks: 0 };
         let (mut fork, mut depth) = (NONE, 0);
         let mut rest = chain;
         while let Some(id) = rest.first().and_then(|first| self.arena.child(fork, *first)) {
             let node = &self.arena[id];
             let shared = common(&node.edge, rest);
             if depth == 0 {
-                abreast.extend(node.holders.iter().map(|holder| holder.rank));
+                abreast.ranks.extend(node.holders.iter().map(|holder| holder.rank));
+                abreast.marks = node.marks;
             }
             self.advance(node, shared, &mut abreast, out);
-            if abreast.is_empty() {
+            if abreast.ranks.is_empty() {
                 return;
             }
             depth = node.end();
             fork = node.fork;
             rest = &rest[shared..];
         }
-        out.extend(abreast.iter().map(|rank| (RankId(*rank), depth)));
+        out.extend(abreast.ranks.iter().map(|rank| (RankId(*rank), depth)));
     }
 
-    /// Keeps abreast who holds the whole node. Both lists are sorted, so one walk over the two finds out.
+    /// Keeps abreast who holds the whole node.
+    ///
+    /// # Cost
+    /// O(1) where everybody abreast holds it and nobody else does; else one walk over both sorted lists.
     fn advance(
         &self,
         node: &Node,
@@ -46,15 +55,15 @@ impl Tree {
         out: &mut Vec<(RankId, u32)>,
     ) {
         let whole = shared == node.edge.len();
-        let holds_it = |holder: &Holder| whole && holder.held(self.now) as usize == shared;
-        let all_go_on = |(rank, holder): (&u32, &Holder)| *rank == holder.rank && holds_it(holder);
-        if abreast.len() == node.holders.len() && abreast.iter().zip(&node.holders).all(all_go_on) {
+        if whole && abreast.marks == node.marks && self.now < node.whole_until {
             return;
         }
+        let holds_it = |holder: &Holder| whole && holder.held(self.now) as usize == shared;
         let mut holders = &node.holders[..];
         let mut going_on = 0;
-        for at in 0..abreast.len() {
-            let rank = abreast[at];
+        abreast.marks = 0;
+        for at in 0..abreast.ranks.len() {
+            let rank = abreast.ranks[at];
             while let [first, others @ ..] = holders
                 && first.rank < rank
             {
@@ -62,7 +71,8 @@ impl Tree {
             }
             let holder = holders.first().filter(|holder| holder.rank == rank);
             if holder.is_some_and(holds_it) {
-                abreast[going_on] = rank;
+                abreast.ranks[going_on] = rank;
+                abreast.marks = abreast.marks.wrapping_add(mark(rank));
                 going_on += 1;
                 continue;
             }
@@ -72,7 +82,7 @@ impl Tree {
                 out.push((RankId(rank), blocks));
             }
         }
-        abreast.truncate(going_on);
+        abreast.ranks.truncate(going_on);
     }
 }
 

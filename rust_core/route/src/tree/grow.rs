@@ -28,6 +28,13 @@ impl Run {
         self.to - self.from
     }
 
+    /// Both runs as one, where one follows the other.
+    pub(super) fn joined(self, other: Run) -> Option<Run> {
+        let follows = self.to == other.from || other.to == self.from;
+        let (from, to) = (self.from.min(other.from), self.to.max(other.to));
+        (self.node == other.node && follows).then_some(Run { from, to, ..self })
+    }
+
     pub(super) fn end(self) -> At {
         At { node: self.node, offset: self.to }
     }

@@ -43,12 +43,21 @@ impl Names {
         self.places.try_insert(name, place).is_ok()
     }
 
-    pub(super) fn remove(&mut self, name: u64) -> Option<Place> {
-        self.places.remove(&name)
+    /// True if one of these names stands for a block.
+    pub(super) fn knows_any(&self, names: &[u64]) -> bool {
+        // Without a way out in the middle no look-up waits for another, and their cache misses overlap.
+        names.iter().fold(false, |any, name| any | self.places.contains_key(name))
+    }
+
+    /// Takes names away and appends the places that they stood for, in order; unknown names are passed over.
+    pub(super) fn take(&mut self, names: &[u64], places: &mut Vec<Place>) {
+        // All of them before any place is looked at, so that their cache misses overlap.
+        places.extend(names.iter().filter_map(|name| self.places.remove(name)));
+        self.tidy();
     }
 
     /// Returns memory after many removals. The table's own capacity does not tell: places once used count against it.
-    pub(super) fn tidy(&mut self) {
+    fn tidy(&mut self) {
         let used = self.places.len() * size_of::<(u64, Place)>();
         if self.places.allocation_size() > 8 * used {
             self.places.shrink_to(2 * self.places.len());

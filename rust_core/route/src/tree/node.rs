@@ -33,6 +33,10 @@ pub(super) struct Node {
     pub(super) holders: SmallVec<[Holder; 1]>,
     /// No routed claim here outlasts this.
     pub(super) until: Millis,
+    /// Who holds it, as one number; the same set has the same number.
+    pub(super) marks: u64,
+    /// Every holder holds the whole edge before this time; 0 where one does not.
+    pub(super) whole_until: Millis,
     /// Blocks before this edge.
     pub(super) start: u32,
     /// The fork this node hangs from.
@@ -71,6 +75,15 @@ pub(super) fn common(edge: &[u64], chain: &[u64]) -> usize {
         }
     }
     shared
+}
+
+/// A rank's share of [`Node::marks`]: the finaliser of `MurmurHash3`, so that sums of few ranks do not meet.
+pub(super) fn mark(rank: u32) -> u64 {
+    let mut mark = u64::from(rank) + 1;
+    for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
+        mark = (mark ^ (mark >> 33)).wrapping_mul(factor);
+    }
+    mark ^ (mark >> 33)
 }
 
 // === impl Holder ===
@@ -113,6 +126,8 @@ impl Node {
             edge,
             holders: SmallVec::new(),
             until: 0,
+            marks: 0,
+            whole_until: 0,
             start,
             parent: NONE,
             fork: NONE,
@@ -190,10 +205,23 @@ impl Node {
         let mut tail = Node::new(edge, self.start + at);
         tail.holders = self.holders.iter().filter_map(|holder| holder.behind(at)).collect();
         tail.until = self.until;
+        tail.take_stock();
         for holder in &mut self.holders {
             holder.cut(at);
         }
         tail
+    }
+
+    /// Finds out what a look-up wants to know of all holders at once.
+    pub(super) fn take_stock(&mut self) {
+        let len = self.len();
+        let until = |holder: &Holder| match holder {
+            _ if holder.exact == len => Millis::MAX,
+            _ if holder.routed == len => holder.until,
+            _ => 0,
+        };
+        self.whole_until = self.holders.iter().map(until).min().unwrap_or(0);
+        self.marks = self.holders.iter().fold(0, |sum, holder| sum.wrapping_add(mark(holder.rank)));
     }
 
     /// Returns memory that fewer blocks or holders no longer need.

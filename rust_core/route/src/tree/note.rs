@@ -39,10 +39,20 @@ impl Tree {
     /// # Cost
     /// O(nodes dropped + their holders).
     pub fn expire(&mut self, now: Millis) {
+        self.expire_some(now, usize::MAX);
+    }
+
+    /// As [`Tree::expire`], for at most `nodes` of them; true if there are more.
+    pub(super) fn expire_some(&mut self, now: Millis, nodes: usize) -> bool {
         self.now = self.now.max(now);
-        while let Some(id) = self.order.oldest().filter(|id| self.arena[*id].until <= self.now) {
+        for _ in 0..nodes {
+            let oldest = self.order.oldest();
+            let Some(id) = oldest.filter(|id| self.arena[*id].until <= self.now) else {
+                return false;
+            };
             self.unroute(id);
         }
+        true
     }
 
     /// Drops routed claims, least recently used first, until the tree is within its bound or has no more of them.
