@@ -7,8 +7,6 @@
 
 use std::collections::hash_map::Entry;
 
-use smallvec::SmallVec;
-
 use crate::hash::{BlockHash, HashedMap};
 
 /// One block of the cache.
@@ -20,8 +18,10 @@ pub struct BlockId(u32);
 pub struct KvCache {
     /// Slot 0 is the null block. It is never handed out, and heads the ring of free blocks.
     slots: Vec<Slot>,
-    /// Content to the blocks that hold it: requests that computed the same block at the same time each have their own.
-    by_hash: HashedMap<SmallVec<[u32; 2]>>,
+    /// Content to the blocks that hold it: a request that computes a block which another one computed has its own.
+    by_hash: HashedMap<Holders>,
+    /// Blocks that hold content.
+    cached: usize,
     /// Length of the free ring.
     free: u32,
     /// What happened since it was last taken, where somebody wants to know.
@@ -52,15 +52,33 @@ pub enum CacheEvent {
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     content: Option<BlockHash>,
-    /// Its place among the holders of that content.
-    place: u32,
+    /// Neighbours among the holders of that content; none is the null block.
+    older: u32,
+    younger: u32,
     users: u32,
     /// Neighbours in the free ring; meaningless while `users > 0`.
     prev: u32,
     next: u32,
 }
 
+/// The ends of the chain of blocks that hold the same content, in the order in which they were filled.
+#[derive(Clone, Copy, Debug)]
+struct Holders {
+    oldest: u32,
+    youngest: u32,
+}
+
 const NULL: u32 = 0;
+
+// === impl BlockId ===
+
+impl BlockId {
+    /// Its number, from 1 on.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
 
 // === impl KvCache ===
 
@@ -71,6 +89,7 @@ impl KvCache {
         let mut cache = KvCache {
             slots: vec![Slot::default(); blocks.max(1) as usize],
             by_hash: HashedMap::default(),
+            cached: 0,
             free: 0,
             events: None,
         };
@@ -93,7 +112,7 @@ impl KvCache {
     /// Blocks whose content can be found.
     #[must_use]
     pub fn cached(&self) -> usize {
-        self.by_hash.values().map(SmallVec::len).sum()
+        self.cached
     }
 
     /// The share of blocks in use, 0 to 1.
@@ -105,12 +124,12 @@ impl KvCache {
         }
     }
 
-    /// The blocks that hold the longest cached prefix of `chain`.
+    /// The blocks that hold the longest cached prefix of `chain`; of several that hold the same, the oldest, as in vLLM.
     ///
     /// # Cost
     /// One look-up per block found.
     pub fn find<'a>(&'a self, chain: &'a [BlockHash]) -> impl Iterator<Item = BlockId> + 'a {
-        chain.iter().map_while(|hash| self.by_hash.get(hash)).map(|holders| BlockId(holders[0]))
+        chain.iter().map_while(|hash| self.by_hash.get(hash)).map(|holders| BlockId(holders.oldest))
     }
 
     /// True if `fresh` blocks can be allocated after `hits` are taken into use.
@@ -154,9 +173,18 @@ impl KvCache {
             "only a block in use is filled, and once"
         );
         slot.content = Some(hash);
-        let holders = self.by_hash.entry(hash).or_default();
-        slot.place = u32::try_from(holders.len()).unwrap_or(u32::MAX);
-        holders.push(block.0);
+        (slot.older, slot.younger) = (NULL, NULL);
+        self.cached += 1;
+        match self.by_hash.entry(hash) {
+            Entry::Vacant(none) => {
+                none.insert(Holders { oldest: block.0, youngest: block.0 });
+            }
+            Entry::Occupied(mut holders) => {
+                let before = std::mem::replace(&mut holders.get_mut().youngest, block.0);
+                slot.older = before;
+                self.slots[before as usize].younger = block.0;
+            }
+        }
     }
 
     /// Keeps what happens from now on for [`KvCache::take_events`].
@@ -201,22 +229,31 @@ impl KvCache {
             return false;
         }
         self.by_hash.clear();
+        self.cached = 0;
         self.slots.iter_mut().for_each(|slot| slot.content = None);
         self.announce(|| CacheEvent::Cleared);
         true
     }
 
     fn forget(&mut self, slot: u32) {
-        let Slot { content, place, .. } = self.slots[slot as usize];
+        let Slot { content, older, younger, .. } = self.slots[slot as usize];
         let Some(hash) = content else { return };
         self.slots[slot as usize].content = None;
+        self.cached -= 1;
         self.announce(|| CacheEvent::Removed { hash });
-        if let Entry::Occupied(mut holders) = self.by_hash.entry(hash) {
-            holders.get_mut().swap_remove(place as usize);
-            match holders.get().get(place as usize) {
-                Some(&moved) => self.slots[moved as usize].place = place,
-                None if holders.get().is_empty() => drop(holders.remove()),
-                None => {}
+        if (older, younger) == (NULL, NULL) {
+            self.by_hash.remove(&hash);
+            return;
+        }
+        // The null block takes what no neighbour is there to take.
+        self.slots[older as usize].younger = younger;
+        self.slots[younger as usize].older = older;
+        if let Some(holders) = self.by_hash.get_mut(&hash) {
+            if older == NULL {
+                holders.oldest = younger;
+            }
+            if younger == NULL {
+                holders.youngest = older;
             }
         }
     }

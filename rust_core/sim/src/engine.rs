@@ -4,11 +4,12 @@
 //! that one ends. Steps follow each other without a gap however late the caller is, so a coarse timer costs no accuracy.
 
 use crate::EngineConfig;
-use crate::cache::CacheEvent;
+use crate::cache::{BlockId, CacheEvent};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Finish, Request, SeqId, Sequence};
 use crate::stats::Stats;
-use crate::timing::{Nanos, Timing, nanos};
+use crate::timing::{Nanos, Timing, Work, nanos};
+use crate::transfer::Transfer;
 
 /// One more token of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Emission {
     pub produced: u32,
     /// Prompt tokens that were found in the cache.
     pub cached: u32,
+    /// Prompt tokens that came from another engine.
+    pub external: u32,
     /// True for the last token.
     pub finished: bool,
 }
@@ -54,9 +57,45 @@ impl Engine {
 
     /// Puts a request into the queue. It runs from the next step that [`Engine::step`] starts.
     pub fn submit(&mut self, request: Request, now: Nanos) {
+        self.submit_transfer(request, Transfer::None, now);
+    }
+
+    /// The same for a request that has to do with the KV of another engine.
+    pub fn submit_transfer(&mut self, request: Request, transfer: Transfer, now: Nanos) {
         debug_assert!(!request.prompt.is_empty(), "a prompt has a token");
-        let seq = Sequence::new(request, self.scheduler.block_size(), now);
+        let seq = Sequence::new(request, transfer, self.scheduler.block_size(), now);
         self.scheduler.push(seq);
+    }
+
+    /// The blocks that are kept for another engine, in the order of the prompt; none if there are none (any more).
+    #[must_use]
+    pub fn held(&self, id: SeqId) -> Option<&[BlockId]> {
+        self.scheduler.dock().held(id)
+    }
+
+    /// Gives the blocks back that are kept for another engine, which has them now; false if there are none (any more).
+    pub fn release(&mut self, id: SeqId) -> bool {
+        let (dock, cache) = self.scheduler.dock_mut();
+        dock.release(id, cache)
+    }
+
+    /// The same because nobody claimed them.
+    pub fn expire(&mut self, id: SeqId) -> bool {
+        let expired = self.release(id);
+        self.stats.expired += u64::from(expired);
+        expired
+    }
+
+    /// Keeps the blocks for another engine for `lease` from now; false if there are none (any more).
+    pub fn renew(&mut self, id: SeqId, lease: Nanos, now: Nanos) -> bool {
+        self.scheduler.dock_mut().0.renew(id, now.saturating_add(lease))
+    }
+
+    /// When an engine without a step in flight is to be stepped again though nobody asks it for anything: KV lands, or a
+    /// lease is over.
+    #[must_use]
+    pub fn wakes(&self) -> Option<Nanos> {
+        self.scheduler.dock().wakes()
     }
 
     /// Takes a request out of the engine and gives its blocks back; false if it is not there (any more).
@@ -131,27 +170,33 @@ impl Engine {
     }
 
     fn start_step(&mut self) -> Option<Nanos> {
-        if self.scheduler.running() + self.scheduler.waiting() == 0 {
+        if self.scheduler.running() + self.scheduler.waiting() == 0 && self.wakes().is_none() {
             return None;
         }
-        let plan = self.scheduler.plan(self.now);
-        self.stats.preemptions += u64::from(plan.preempted);
-        self.stats.cache_queries += plan.queried;
-        self.stats.cache_hits += plan.hit;
-        let time = nanos(self.timing.step(plan.work) as f64 * self.slowdown);
-        Some(self.now.saturating_add(time))
+        loop {
+            let plan = self.scheduler.plan(self.now);
+            self.stats.plan(&plan);
+            if plan.work != Work::default() {
+                let time = nanos(self.timing.step(plan.work) as f64 * self.slowdown);
+                return Some(self.now.saturating_add(time));
+            }
+            // Blocks that are kept or filled for others may leave no room, even for the only one that runs.
+            if plan.preempted == 0 {
+                return None;
+            }
+        }
     }
 
     fn finish_step(&mut self, out: &mut Vec<Emission>) {
         let (stats, now, block_size) = (&mut self.stats, self.now, self.scheduler.block_size());
-        self.scheduler.complete(|seq| {
+        self.scheduler.complete(now, |seq| {
             let finished = seq.append(block_size);
             stats.token(seq, now);
             if finished {
                 stats.end(seq, seq.finish, now);
             }
-            let cached = seq.cached.unwrap_or(0);
-            out.push(Emission { id: seq.id, produced: seq.produced(), cached, finished });
+            let (cached, external) = (seq.cached.unwrap_or(0), seq.external);
+            out.push(Emission { id: seq.id, produced: seq.produced(), cached, external, finished });
             finished
         });
     }

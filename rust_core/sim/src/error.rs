@@ -20,4 +20,12 @@ pub enum Error {
         #[source]
         cause: std::io::Error,
     },
+    /// A KV event socket cannot be opened.
+    #[error("sim: cannot publish KV events on {endpoint}: {cause}")]
+    Events {
+        /// The endpoint as configured, for its rank.
+        endpoint: String,
+        /// What the socket library said.
+        cause: String,
+    },
 }

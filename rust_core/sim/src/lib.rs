@@ -9,6 +9,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod fault;
+pub mod fleet;
 pub mod hash;
 pub mod reply;
 pub mod scheduler;
@@ -18,6 +19,7 @@ pub mod serve;
 pub mod stats;
 pub mod timing;
 pub mod token;
+pub mod transfer;
 pub mod workload;
 
 pub use cache::CacheEvent;
@@ -28,3 +30,4 @@ pub use fault::{Effect, Fault};
 pub use sequence::{Finish, Request, SeqId};
 #[cfg(feature = "serve")]
 pub use serve::Server;
+pub use transfer::Transfer;

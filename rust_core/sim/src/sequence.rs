@@ -4,6 +4,7 @@ use crate::cache::{BlockId, CacheEvent, KvCache};
 use crate::hash::{BlockHash, block_hash};
 use crate::reply::Reply;
 use crate::timing::Nanos;
+use crate::transfer::Transfer;
 
 /// Names a request within one engine.
 pub type SeqId = u64;
@@ -56,7 +57,12 @@ pub(crate) struct Sequence {
     pub(crate) scheduled: u32,
     /// Prompt tokens found in the cache when the request first ran.
     pub(crate) cached: Option<u32>,
-    pub(crate) preempted: bool,
+    /// Prompt tokens that came, or come, from another engine.
+    pub(crate) external: u32,
+    pub(crate) transfer: Transfer,
+    pub(crate) transfer_time: Nanos,
+    /// Times that it lost its KV.
+    pub(crate) preemptions: u32,
     pub(crate) arrived: Nanos,
     pub(crate) started: Nanos,
     pub(crate) first_token: Nanos,
@@ -66,7 +72,12 @@ pub(crate) struct Sequence {
 // === impl Sequence ===
 
 impl Sequence {
-    pub(crate) fn new(request: Request, block_size: u32, now: Nanos) -> Sequence {
+    pub(crate) fn new(
+        request: Request,
+        transfer: Transfer,
+        block_size: u32,
+        now: Nanos,
+    ) -> Sequence {
         let mut seq = Sequence {
             id: request.id,
             reply: Reply::to(&request.prompt),
@@ -81,7 +92,10 @@ impl Sequence {
             computed: 0,
             scheduled: 0,
             cached: None,
-            preempted: false,
+            external: 0,
+            transfer,
+            transfer_time: 0,
+            preemptions: 0,
             arrived: now,
             started: now,
             first_token: now,
@@ -143,7 +157,7 @@ impl Sequence {
         self.stored = 0;
         self.computed = 0;
         self.scheduled = 0;
-        self.preempted = true;
+        self.preemptions += 1;
     }
 
     /// Appends the next token of the reply; true if it is the last one.

@@ -1,15 +1,23 @@
-//! The HTTP face of an engine, in real time.
+//! The face of an engine: HTTP and ZMQ, in real time.
 //!
-//! `listen` accepts connections, `http` finds what a path does, `generate` turns a body (`openai`) into a request to the
-//! engine that the one task of `driver` runs, and `stream` or `shape` writes what comes back.
+//! `life` begins and ends what the process of an engine does. `listen` accepts connections, `http` finds what a path does,
+//! `generate` turns a body (`openai`) into a request to the engine of one rank, which the one task of its `driver` runs, and
+//! `stream` or `shape` writes what comes back. `events` tells what happens to the KV cache, `handoff` shares it with other
+//! engines.
 
+mod app;
 mod body;
+mod connection;
 mod driver;
+mod events;
 mod generate;
+mod handoff;
 mod http;
+mod life;
 mod listen;
 mod metrics;
 mod openai;
+mod peer;
 mod refusal;
 mod shape;
 mod stream;
@@ -22,18 +30,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::{Error, Fault, SimConfig};
-use http::App;
+use app::App;
 use listen::Door;
 
 /// A running engine that speaks vLLM's HTTP. Dropping it ends its tasks soon, [`Server::stop`] waits for that.
-#[derive(Debug)]
 pub struct Server {
     addr: SocketAddr,
     app: Arc<App>,
-    door: watch::Sender<Door>,
-    /// The one that accepts, which owns the connections, and the one that drives the engine.
-    accepting: JoinSet<()>,
-    driving: JoinSet<()>,
+    /// The task that owns all others.
+    living: JoinSet<()>,
 }
 
 /// What an engine is doing at one moment.
@@ -53,18 +58,18 @@ impl Server {
     /// A server that accepts connections once this returns. Its tasks run on the runtime that calls.
     ///
     /// # Errors
-    /// [`Error::Config`] and [`Error::Listen`].
+    /// [`Error::Config`], [`Error::Listen`] and [`Error::Events`].
     pub async fn start(config: SimConfig) -> Result<Server, Error> {
         config.check()?;
         let refuse = |cause| Error::Listen { listen: config.listen.clone(), cause };
         let listener = TcpListener::bind(&config.listen).await.map_err(refuse)?;
         let addr = listener.local_addr().map_err(refuse)?;
         let (door, opened) = watch::channel(Door::Open);
-        let app = Arc::new(App::new(config, door.clone())?);
-        let (mut accepting, mut driving) = (JoinSet::new(), JoinSet::new());
-        accepting.spawn(listen::accept(listener, Arc::clone(&app), opened));
-        driving.spawn(Arc::clone(&app.driver).run());
-        Ok(Server { addr, app, door, accepting, driving })
+        let app = Arc::new(App::new(config, addr, door)?);
+        let replays = app.open()?;
+        let mut living = JoinSet::new();
+        living.spawn(life::live(listener, replays, Arc::clone(&app), opened));
+        Ok(Server { addr, app, living })
     }
 
     /// The address that it listens on, with the port that the system chose.
@@ -78,23 +83,24 @@ impl Server {
         self.app.set_fault(fault);
     }
 
-    /// What the engine is doing now.
+    /// What the engine is doing now: sums over its ranks, and the mean use of their blocks.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
-        self.app.driver.with_engine(|engine| {
-            let scheduler = engine.scheduler();
-            Gauges {
-                running: scheduler.running(),
-                waiting: scheduler.waiting(),
-                kv_usage: scheduler.cache().usage(),
-            }
-        })
+        let mut all = Gauges { running: 0, waiting: 0, kv_usage: 0.0 };
+        for rank in &self.app.ranks {
+            rank.with_engine(|engine| {
+                let scheduler = engine.scheduler();
+                all.running += scheduler.running();
+                all.waiting += scheduler.waiting();
+                all.kv_usage += scheduler.cache().usage() / self.app.ranks.len() as f64;
+            });
+        }
+        all
     }
 
     /// Returns when every connection is closed and every task has ended. Replies in flight are cut.
     pub async fn stop(mut self) {
-        self.door.send_replace(Door::Closed);
-        while self.accepting.join_next().await.is_some() {}
-        self.driving.shutdown().await;
+        self.app.turn(Door::Closed);
+        while self.living.join_next().await.is_some() {}
     }
 }

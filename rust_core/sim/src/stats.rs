@@ -1,5 +1,6 @@
 //! What an engine counts. The names and bounds are those of vLLM's metrics.
 
+use crate::scheduler::Plan;
 use crate::sequence::{Finish, Sequence};
 use crate::timing::Nanos;
 
@@ -37,6 +38,12 @@ const TOKENS: &[f64] = &[
     1_000_000.0,
 ];
 
+const STEP_TOKENS: &[f64] =
+    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const COUNTS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
+const PREEMPTIONS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0];
+const TRANSFER_S: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 5.0];
+
 /// Counts of observed values, by upper bound.
 #[derive(Clone, Debug)]
 pub struct Histogram {
@@ -53,20 +60,34 @@ pub struct Stats {
     pub cache_queries: u64,
     /// Tokens that it had.
     pub cache_hits: u64,
+    /// Tokens that it did not have, and that another engine was asked for where there is one.
+    pub external_queries: u64,
+    /// Tokens that another engine had.
+    pub external_hits: u64,
     /// Prompt tokens of requests that got their first token.
     pub prompt_tokens: u64,
-    /// Of these, tokens that were not computed.
+    /// Of these, tokens that were found in the cache.
     pub prompt_tokens_cached: u64,
+    /// Of these, tokens that came from another engine.
+    pub prompt_tokens_external: u64,
     /// Tokens of replies.
     pub generation_tokens: u64,
     /// Times that a running request lost its KV.
     pub preemptions: u64,
+    /// Tokens that it lost then.
+    pub lost_tokens: u64,
+    /// Of these, tokens that it found again in the cache.
+    pub regained_tokens: u64,
     /// Requests that ended by themselves.
     pub stopped: u64,
     /// Requests that ended at their limit.
     pub lengthy: u64,
     /// Requests whose client left.
     pub aborted: u64,
+    /// Requests whose blocks were kept for another engine that did not claim them in time.
+    pub expired: u64,
+    /// Tokens of a step.
+    pub step_tokens: Histogram,
     /// Seconds from arrival to the first token.
     pub ttft: Histogram,
     /// Seconds between two tokens of a reply.
@@ -79,10 +100,24 @@ pub struct Stats {
     pub prefill: Histogram,
     /// Seconds from the first to the last token.
     pub decode: Histogram,
+    /// Seconds from the queue to the last token.
+    pub inference: Histogram,
+    /// Seconds per token of a reply, after the first.
+    pub per_token: Histogram,
+    /// Seconds that KV is on its way from another engine.
+    pub transfer: Histogram,
     /// Tokens of a prompt.
     pub request_prompt: Histogram,
+    /// Of these, tokens that were computed here.
+    pub request_computed: Histogram,
     /// Tokens of a reply.
     pub request_generation: Histogram,
+    /// Tokens of a reply at most.
+    pub request_limit: Histogram,
+    /// Choices of a reply.
+    pub request_choices: Histogram,
+    /// Times that a request lost its KV.
+    pub request_preemptions: Histogram,
 }
 
 // === impl Histogram ===
@@ -129,21 +164,51 @@ impl Stats {
         Stats {
             cache_queries: 0,
             cache_hits: 0,
+            external_queries: 0,
+            external_hits: 0,
             prompt_tokens: 0,
             prompt_tokens_cached: 0,
+            prompt_tokens_external: 0,
             generation_tokens: 0,
             preemptions: 0,
+            lost_tokens: 0,
+            regained_tokens: 0,
             stopped: 0,
             lengthy: 0,
             aborted: 0,
+            expired: 0,
+            step_tokens: Histogram::new(STEP_TOKENS),
             ttft: Histogram::new(TTFT_S),
             token_gap: Histogram::new(GAP_S),
             e2e: Histogram::new(REQUEST_S),
             queue: Histogram::new(REQUEST_S),
             prefill: Histogram::new(REQUEST_S),
             decode: Histogram::new(REQUEST_S),
+            inference: Histogram::new(REQUEST_S),
+            per_token: Histogram::new(GAP_S),
+            transfer: Histogram::new(TRANSFER_S),
             request_prompt: Histogram::new(tokens),
+            request_computed: Histogram::new(tokens),
             request_generation: Histogram::new(tokens),
+            request_limit: Histogram::new(tokens),
+            request_choices: Histogram::new(COUNTS),
+            request_preemptions: Histogram::new(PREEMPTIONS),
+        }
+    }
+
+    /// Notes what a plan did.
+    pub(crate) fn plan(&mut self, plan: &Plan) {
+        self.preemptions += u64::from(plan.preempted);
+        self.cache_queries += plan.queried;
+        self.cache_hits += plan.hit;
+        self.external_queries += plan.queried - plan.hit;
+        self.external_hits += plan.external;
+        self.lost_tokens += plan.lost;
+        self.regained_tokens += plan.regained;
+        self.expired += u64::from(plan.expired);
+        let tokens = plan.work.prefill_tokens + plan.work.decode_seqs;
+        if tokens > 0 {
+            self.step_tokens.observe(f64::from(tokens));
         }
     }
 
@@ -153,7 +218,11 @@ impl Stats {
         if seq.produced() == 1 {
             self.prompt_tokens += u64::from(seq.prompt_len);
             self.prompt_tokens_cached += u64::from(seq.cached.unwrap_or(0));
+            self.prompt_tokens_external += u64::from(seq.external);
             self.ttft.observe(seconds(seq.arrived, now));
+            if seq.external > 0 {
+                self.transfer.observe(seconds(0, seq.transfer_time));
+            }
             seq.first_token = now;
         } else {
             self.token_gap.observe(seconds(seq.last_token, now));
@@ -175,8 +244,16 @@ impl Stats {
         self.queue.observe(seconds(seq.arrived, seq.started));
         self.prefill.observe(seconds(seq.started, seq.first_token));
         self.decode.observe(seconds(seq.first_token, now));
+        self.inference.observe(seconds(seq.started, now));
+        let gaps = f64::from(seq.produced().saturating_sub(1).max(1));
+        self.per_token.observe(seconds(seq.first_token, now) / gaps);
         self.request_prompt.observe(f64::from(seq.prompt_len));
+        let given = seq.cached.unwrap_or(0) + seq.external;
+        self.request_computed.observe(f64::from(seq.prompt_len.saturating_sub(given)));
         self.request_generation.observe(f64::from(seq.produced()));
+        self.request_limit.observe(f64::from(seq.max_tokens));
+        self.request_choices.observe(1.0);
+        self.request_preemptions.observe(f64::from(seq.preemptions));
     }
 }
 

@@ -6,15 +6,23 @@
 //! which wants text: [`Piece`] gives both, and they agree to the token.
 
 mod conversation;
+mod decisions;
 mod error;
-mod lineage;
+mod generate;
+pub mod generator;
 mod line;
+mod lineage;
 mod mooncake;
+mod sample;
+mod sharegpt;
+mod source;
 mod words;
 
 pub use conversation::Conversation;
 pub use error::WorkloadError;
+pub use generator::Generator;
 pub use mooncake::TOKENS_PER_ID;
+pub use sharegpt::Pace;
 
 use crate::timing::Nanos;
 use crate::token;
@@ -123,7 +131,10 @@ impl Workload {
     /// A speed that is not above zero.
     pub fn speed_up(&mut self, speed: f64) -> Result<(), WorkloadError> {
         if !(speed.is_finite() && speed > 0.0) {
-            return Err(WorkloadError::field("speed", format!("must be a number above 0, is {speed}")));
+            return Err(WorkloadError::field(
+                "speed",
+                format!("must be a number above 0, is {speed}"),
+            ));
         }
         let faster = |time: &mut Nanos| *time = crate::timing::nanos(*time as f64 / speed);
         for session in &mut self.sessions {

@@ -1,6 +1,7 @@
 //! Which block goes first.
 
 use nebula_sim::cache::{BlockId, KvCache};
+use proptest::prelude::*;
 
 /// Fills blocks with `hashes` and gives them back.
 fn prompt(cache: &mut KvCache, hashes: &[u64]) -> Vec<BlockId> {
@@ -70,6 +71,19 @@ fn a_twin_outlives_its_sibling() {
 }
 
 #[test]
+fn of_several_twins_the_oldest_is_found() {
+    let mut cache = KvCache::new(1 + 3);
+    let mut blocks = Vec::new();
+    assert!(cache.allocate(3, &mut blocks));
+    for block in &blocks {
+        cache.store(*block, 7);
+    }
+    cache.release(&blocks[..1]);
+    assert!(cache.allocate(1, &mut Vec::new()));
+    assert_eq!(cache.find(&[7]).collect::<Vec<_>>(), blocks[1..2]);
+}
+
+#[test]
 fn of_many_twins_each_can_go() {
     let mut cache = KvCache::new(1 + 50);
     let mut blocks = Vec::new();
@@ -81,5 +95,33 @@ fn of_many_twins_each_can_go() {
     for left in (0..50).rev() {
         assert!(cache.allocate(1, &mut Vec::new()));
         assert_eq!((cache.cached(), cache.find(&[7]).count()), (left, usize::from(left > 0)));
+    }
+}
+
+proptest! {
+    /// Of the blocks that hold a content, the one that was filled first is found, whichever went meanwhile.
+    #[test]
+    fn the_oldest_holder_is_found(ops in prop::collection::vec((0..4_u64, any::<u8>()), 1..120)) {
+        let mut cache = KvCache::new(1 + 12);
+        // In the order in which they were filled, and whether somebody uses them.
+        let mut filled: Vec<(u64, BlockId, bool)> = Vec::new();
+        for (hash, pick) in ops {
+            let mut new = Vec::new();
+            let used: Vec<usize> = (0..filled.len()).filter(|&at| filled[at].2).collect();
+            if pick % 2 == 0 && cache.allocate(1, &mut new) {
+                filled.retain(|(_, block, _)| *block != new[0]);
+                cache.store(new[0], hash);
+                filled.push((hash, new[0], true));
+            } else if !used.is_empty() {
+                let at = used[usize::from(pick) % used.len()];
+                cache.release(&[filled[at].1]);
+                filled[at].2 = false;
+            }
+            prop_assert_eq!(cache.cached(), filled.len());
+            for hash in 0..4 {
+                let oldest = filled.iter().find(|(content, ..)| *content == hash).map(|found| found.1);
+                prop_assert_eq!(cache.find(&[hash]).next(), oldest);
+            }
+        }
     }
 }

@@ -154,11 +154,15 @@ async fn what_is_no_fault_is_refused() {
         r#"{"kind":"explode"}"#,
         r#"{"kind":"slow","factor":0.5}"#,
         r#"{"kind":"status","status":200}"#,
+        r#"{"kind":"drop_events","share":2}"#,
+        r#"{"kind":"lie_cached","factor":-1}"#,
         r#"{"no":1}"#,
     ] {
         assert_eq!(set(&server, wish).await.status, 400, "{wish}");
     }
-    for header in ["explode", "refuse", "slow;speed=2", "status;status=many"] {
+    for header in
+        ["explode", "refuse", "drop_events", "slow;speed=2", "status;status=many", "reset;count=2"]
+    {
         assert_eq!(
             with_fault(&server, header, WHOLE).await.expect("a reply").status,
             400,
@@ -166,4 +170,69 @@ async fn what_is_no_fault_is_refused() {
         );
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_busy_engine_says_why() {
+    let server = start(config()).await;
+    let reason = async |fault: &str| {
+        let reply = with_fault(&server, fault, WHOLE).await.expect("a reply");
+        assert_eq!(reply.status, 503);
+        reply.json()["error"].clone()
+    };
+    assert_eq!(reason("queue_full").await["type"], "Service Unavailable");
+    assert!(reason("token_backlog").await["message"].as_str().unwrap().contains("backlog"));
+    assert_eq!(reason("scaling").await, "The model is currently scaling. Please try again later.");
+
+    set(&server, r#"{"kind":"scaling"}"#).await;
+    assert_eq!(get(server.addr(), "/health").await.status, 503);
+    set(&server, r#"{"kind":"none"}"#).await;
+    assert_eq!(get(server.addr(), "/health").await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn cached_tokens_can_be_a_lie() {
+    let server = start(config()).await;
+    let body = format!(r#"{{"prompt":"{}","max_tokens":1}}"#, "word ".repeat(100));
+    let told = async |fault: &str| {
+        let reply = with_fault(&server, fault, &body).await.expect("a reply").json();
+        reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number")
+    };
+    told("none").await;
+    let truth = told("none").await;
+    assert!(truth > 64);
+    assert_eq!(told("lie_cached").await, 0);
+    assert_eq!(told("lie_cached;factor=0.5").await, truth / 2);
+    assert_eq!(told("lie_cached;amount=100000").await, truth + 100_000);
+    assert_eq!(told("lie_cached;amount=-100000").await, 0);
+
+    // A lie stands beside another fault, and is told in a stream too.
+    set(&server, r#"{"kind":"lie_cached","amount":7,"count":2}"#).await;
+    set(&server, r#"{"kind":"slow","factor":1}"#).await;
+    let streamed = body.replace(
+        r#""max_tokens":1"#,
+        r#""max_tokens":1,"stream":true,"stream_options":{"include_usage":true}"#,
+    );
+    for known in [truth + 7, truth + 7, truth] {
+        let reply = post(server.addr(), "/v1/completions", &streamed).await;
+        assert!(reply.text().contains(&format!("\"cached_tokens\":{known}}}")), "{}", reply.text());
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn faults_are_in_force_from_the_start() {
+    let faults =
+        vec!["die_mid_stream;after_chunks=3;count=1".to_owned(), "lie_cached;amount=5".to_owned()];
+    let server = start(SimConfig { faults, ..config() }).await;
+    assert!(!post(server.addr(), "/v1/completions", STREAM).await.complete);
+    let whole = post(server.addr(), "/v1/completions", WHOLE).await;
+    assert_eq!(whole.json()["usage"]["prompt_tokens_details"]["cached_tokens"], 5);
+    server.stop().await;
+    for wrong in ["explode", "slow;factor=0", "reset;count"] {
+        let config = SimConfig { faults: vec![wrong.to_owned()], ..config() };
+        let error = Server::start(config).await.err().expect(wrong).to_string();
+        assert!(error.starts_with(&format!("sim: faults hold `{wrong}`: ")), "{error}");
+    }
 }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{Reply, config, engine, get, open, post, send, start, until};
 use nebula_sim::{EngineConfig, Error, Server, SimConfig};
 use serde_json::json;
@@ -121,6 +123,16 @@ async fn a_client_that_leaves_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_request_passes_the_front_end_first() {
+    let server = start(SimConfig { speed: 1.0, request_us: 200_000.0, ..config() }).await;
+    let asked = Instant::now();
+    let reply = post(server.addr(), "/v1/completions", r#"{"prompt":"x","max_tokens":1}"#).await;
+    assert_eq!(reply.status, 200);
+    assert!(asked.elapsed() > Duration::from_millis(190));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn many_streams_at_once_are_whole() {
     let server = start(SimConfig {
         engine: EngineConfig { max_num_seqs: 16, kv_blocks: 140, ..engine(32, 1000.0) },
@@ -171,6 +183,7 @@ async fn what_no_engine_could_serve_with_is_refused() {
         SimConfig { engine: engine(0, 1000.0), ..config() },
         SimConfig { engine: EngineConfig { kv_blocks: 128, ..engine(32, 1000.0) }, ..config() },
         SimConfig { speed: -1.0, ..config() },
+        SimConfig { request_us: f64::NAN, ..config() },
         SimConfig { model: String::new(), ..config() },
         SimConfig { name: "zwei\nZeilen".to_owned(), ..config() },
     ];

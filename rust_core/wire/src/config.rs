@@ -39,6 +39,8 @@ pub struct Config {
     pub model_aliases: HashMap<String, String>,
     /// Whether each request leaves a log line.
     pub log_requests: bool,
+    /// Whether that line holds hashes of the prompt, so that the log can be replayed.
+    pub log_prompt_hashes: bool,
     /// Seed of the random choices; equal seeds make equal choices.
     pub seed: u64,
 }

@@ -228,7 +228,8 @@ async fn attempt(
 /// requests away from the engine that holds it.
 async fn prefilled(choice: &Choice, tokens_per_s: Option<f32>) -> Infallible {
     if let Some(tokens_per_s) = tokens_per_s {
-        let tokens = choice.terms.prefill_backlog + choice.terms.uncached;
+        let own = choice.prompt_tokens.saturating_sub(choice.overlap_tokens);
+        let tokens = choice.terms.prefill_backlog + own as f32;
         tokio::time::sleep(Duration::from_secs_f32(tokens / tokens_per_s)).await;
         choice.guard.first_byte();
     }

@@ -1,5 +1,7 @@
 //! What a request leaves behind: one log line and its metrics. Never a word of its prompt.
 
+mod hashes;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +14,7 @@ use crate::dispatch::Context;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::prompt::Prompt;
+use hashes::PromptHashes;
 
 /// The status of a request whose client left before there was one (nginx's 499).
 const CLIENT_GONE: u16 = 499;
@@ -24,6 +27,8 @@ pub(crate) struct Record {
     start: Instant,
     model: String,
     prompt_tokens: u32,
+    /// Only where they are logged.
+    hashes: Option<PromptHashes>,
     routed: Option<Routed>,
     attempts: u32,
     status: u16,
@@ -50,6 +55,8 @@ pub(crate) struct Usage {
     pub(crate) prompt: Option<u64>,
     /// Those of them that came from the engine's cache.
     pub(crate) cached: Option<u64>,
+    /// Tokens of the reply.
+    pub(crate) completion: Option<u64>,
 }
 
 impl Record {
@@ -66,6 +73,7 @@ impl Record {
             start: Instant::now(),
             model: String::new(),
             prompt_tokens: 0,
+            hashes: None,
             routed: None,
             attempts: 0,
             status: CLIENT_GONE,
@@ -91,6 +99,10 @@ impl Record {
     pub(crate) fn prompt(&mut self, prompt: &Prompt) {
         self.model.clone_from(&prompt.model);
         self.prompt_tokens = prompt.chain.prompt_tokens();
+        let config = &self.context.config;
+        if config.log_prompt_hashes && config.log_requests && self.endpoint.shape.generates() {
+            self.hashes = Some(PromptHashes::of(&prompt.chain));
+        }
     }
 
     pub(crate) fn choice(&mut self, choice: &Choice) {
@@ -141,6 +153,7 @@ impl Record {
             let found = read_usage(chunk);
             usage.prompt = found.prompt.or(usage.prompt);
             usage.cached = found.cached.or(usage.cached);
+            usage.completion = found.completion.or(usage.completion);
         }
         usage
     }
@@ -148,6 +161,7 @@ impl Record {
     fn log(&self, usage: Usage) {
         let routed = self.routed.as_ref();
         let cost = routed.map_or(0.0, |routed| f64::from(routed.cost));
+        let hashes = self.hashes.as_ref();
         tracing::info!(
             target: "nebula.request",
             model = self.model,
@@ -156,6 +170,7 @@ impl Record {
             overlap = routed.map_or(0, |routed| routed.overlap_tokens),
             prompt = self.prompt_tokens,
             cached = usage.cached,
+            completion = usage.completion,
             cost = (cost * 10.0).round() / 10.0,
             queue = routed.map_or(0, |routed| routed.queue),
             candidates = routed.map_or(0, |routed| routed.candidates),
@@ -166,6 +181,8 @@ impl Record {
             path = self.endpoint.path,
             id = self.request_id.to_str().unwrap_or("?"),
             error = self.error,
+            blocks = hashes.map(tracing::field::display),
+            block_tokens = hashes.map(PromptHashes::tokens_each),
             "routing"
         );
     }
@@ -210,6 +227,9 @@ fn read_usage(chunk: &[u8]) -> Usage {
     Usage {
         prompt: number_after(tail, b"\"prompt_tokens\":"),
         cached: number_after(tail, b"\"cached_tokens\":"),
+        // The Responses and Messages APIs have another name for it.
+        completion: number_after(tail, b"\"completion_tokens\":")
+            .or_else(|| number_after(tail, b"\"output_tokens\":")),
     }
 }
 
@@ -227,7 +247,7 @@ mod tests {
     fn usage_is_read_from_a_chunk_and_from_a_whole_reply() {
         let chunk = br#"data: {"choices":[],"usage":{"prompt_tokens":11,"total_tokens":17,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":8}}}"#;
         let usage = read_usage(chunk);
-        assert_eq!(usage, Usage { prompt: Some(11), cached: Some(8) });
+        assert_eq!(usage, Usage { prompt: Some(11), cached: Some(8), completion: Some(6) });
         assert_eq!(
             read_usage(br#"{"content":"\"usage\":{\"prompt_tokens\":5}"}"#),
             Usage::default()
@@ -236,5 +256,8 @@ mod tests {
             read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached,
             None
         );
+        let message =
+            br#"{"usage":{"input_tokens":3,"output_tokens_details":{},"output_tokens":9}}"#;
+        assert_eq!(read_usage(message).completion, Some(9));
     }
 }

@@ -1,7 +1,7 @@
 //! Which path does what.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, SERVER};
@@ -9,36 +9,23 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use parking_lot::Mutex;
-use tokio::sync::watch;
+use serde::Deserialize;
 
+use super::app::App;
 use super::body::{Body, Died};
-use super::driver::Driver;
+use super::connection::Parting;
+use super::handoff::{CLAIM_PATH, Notice, RELEASE_PATH};
 use super::listen::Door;
 use super::refusal::Refusal;
 use super::shape::{Face, VERSION};
 use super::{generate, metrics, openai};
-use crate::fault::{Effect, Fault, Faults, Wish};
-use crate::{Error, SimConfig, token};
+use crate::fault::{Busy, Wish};
+use crate::{Engine, token};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const EVENT_STREAM: HeaderValue =
     HeaderValue::from_static("text/event-stream; charset=utf-8");
 const NAME_HEADER: &str = "x-sim-engine";
-
-/// What every connection shares.
-#[derive(Debug)]
-pub(crate) struct App {
-    pub(crate) config: SimConfig,
-    /// The model as a JSON string.
-    pub(crate) model_json: String,
-    pub(crate) driver: Arc<Driver>,
-    name: HeaderValue,
-    models: Bytes,
-    faults: Mutex<Faults>,
-    ids: Mutex<fastrand::Rng>,
-    door: watch::Sender<Door>,
-}
 
 /// A path that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,17 +39,30 @@ enum Endpoint {
     Version,
     Load,
     Metrics,
+    EventSources,
+    Claim,
+    Release,
     ResetCache,
     SetFault,
+    Restart,
+}
+
+/// How long the engine is down.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Restart {
+    #[serde(default)]
+    down_ms: u64,
 }
 
 /// The reply to one request; an error ends the connection without one.
 pub(crate) async fn answer(
     app: &Arc<App>,
     request: Request<Incoming>,
+    parting: &Parting,
 ) -> Result<Response<Body>, Died> {
     let (head, body) = request.into_parts();
-    let mut response = match dispatch(app, &head, body).await {
+    let mut response = match dispatch(app, &head, body, parting).await {
         Ok(response) => response,
         Err(Refusal::Reset) => return Err(Died),
         Err(refusal) => refused(refusal),
@@ -72,14 +72,24 @@ pub(crate) async fn answer(
     Ok(response)
 }
 
-async fn dispatch(app: &Arc<App>, head: &Parts, body: Incoming) -> Result<Response<Body>, Refusal> {
-    let (endpoint, allow) = find(head.uri.path()).ok_or(Refusal::NotFound)?;
+async fn dispatch(
+    app: &Arc<App>,
+    head: &Parts,
+    body: Incoming,
+    parting: &Parting,
+) -> Result<Response<Body>, Refusal> {
+    let found = find(head.uri.path());
+    if app.scales() && !matches!(found, Some((Endpoint::SetFault | Endpoint::Restart, _))) {
+        return Err(Refusal::Busy(Busy::Scaling));
+    }
+    let (endpoint, allow) = found.ok_or(Refusal::NotFound)?;
     if !allow.split(", ").any(|method| head.method == method) {
         return Err(Refusal::MethodNotAllowed { allow });
     }
     let takes_json =
         head.method == Method::POST && !matches!(endpoint, Endpoint::Alive | Endpoint::ResetCache);
-    if takes_json && endpoint != Endpoint::SetFault && !is_json(head) {
+    let lenient = matches!(endpoint, Endpoint::SetFault | Endpoint::Restart);
+    if takes_json && !lenient && !is_json(head) {
         return Err(Refusal::content_type());
     }
     let body = if takes_json {
@@ -87,10 +97,9 @@ async fn dispatch(app: &Arc<App>, head: &Parts, body: Incoming) -> Result<Respon
     } else {
         Bytes::new()
     };
-    let driver = &app.driver;
     Ok(match endpoint {
         Endpoint::Generate(face) => return generate::answer(app, face, head, &body).await,
-        Endpoint::Tokenize => json(app.tokenize(&body)?),
+        Endpoint::Tokenize => json(tokenize(app, &body)?),
         Endpoint::Detokenize => {
             json(serde_json::json!({"prompt": openai::detokenize(&body)?}).to_string())
         }
@@ -98,21 +107,38 @@ async fn dispatch(app: &Arc<App>, head: &Parts, body: Incoming) -> Result<Respon
         Endpoint::Alive => Response::new(Body::Whole(Bytes::new())),
         Endpoint::Version => json(format!(r#"{{"version":"{VERSION}"}}"#)),
         Endpoint::Load => {
-            let load = driver
-                .with_engine(|engine| engine.scheduler().running() + engine.scheduler().waiting());
+            let load =
+                |engine: &mut Engine| engine.scheduler().running() + engine.scheduler().waiting();
+            let load: usize = app.ranks.iter().map(|rank| rank.with_engine(load)).sum();
             json(format!(r#"{{"server_load":{load}}}"#))
         }
         Endpoint::Metrics => {
-            let text = driver.with_engine(|engine| metrics::render(&app.config, engine));
-            whole(HeaderValue::from_static(metrics::CONTENT_TYPE), text)
+            whole(HeaderValue::from_static(metrics::CONTENT_TYPE), metrics::render(app))
         }
+        Endpoint::EventSources => json(sources(app)),
         Endpoint::ResetCache => {
-            let success = driver.with_engine(crate::Engine::reset_cache);
-            json(format!(r#"{{"success":{success}}}"#))
+            let reset: Vec<bool> =
+                app.ranks.iter().map(|rank| rank.with_engine(Engine::reset_cache)).collect();
+            json(format!(r#"{{"success":{}}}"#, reset.iter().all(|&done| done)))
         }
         Endpoint::SetFault => {
             let wish: Wish = openai::parse(&body)?;
             app.set_fault(wish.fault().map_err(|why| Refusal::bad_request(why, Some("kind")))?);
+            json(r#"{"success":true}"#)
+        }
+        Endpoint::Claim | Endpoint::Release => {
+            let notice: Notice = openai::parse(&body)?;
+            let release = endpoint == Endpoint::Release;
+            if !app.handoffs.serve(&app.ranks, &notice, release) && !release {
+                let message = format!("No blocks are kept for {}.", notice.request_id);
+                return Err(Refusal::not_found(message, "request_id"));
+            }
+            json(r#"{"success":true}"#)
+        }
+        Endpoint::Restart => {
+            let Restart { down_ms } = openai::parse(&body)?;
+            parting.answered.store(true, Ordering::Relaxed);
+            app.turn(Door::Down { for_ms: down_ms });
             json(r#"{"success":true}"#)
         }
     })
@@ -127,6 +153,10 @@ fn find(path: &str) -> Option<(Endpoint, &'static str)> {
         "/detokenize" => (Endpoint::Detokenize, "POST"),
         "/reset_prefix_cache" => (Endpoint::ResetCache, "POST"),
         "/sim/fault" => (Endpoint::SetFault, "POST"),
+        "/sim/restart" => (Endpoint::Restart, "POST"),
+        CLAIM_PATH => (Endpoint::Claim, "POST"),
+        RELEASE_PATH => (Endpoint::Release, "POST"),
+        "/kv_event_sources" => (Endpoint::EventSources, "GET"),
         "/v1/models" => (Endpoint::Models, "GET"),
         "/health" => (Endpoint::Alive, "GET"),
         "/ping" => (Endpoint::Alive, "GET, POST"),
@@ -171,79 +201,24 @@ pub(crate) fn with_body(content_type: HeaderValue, body: Body) -> Response<Body>
     response
 }
 
-// === impl App ===
-
-impl App {
-    pub(crate) fn new(config: SimConfig, door: watch::Sender<Door>) -> Result<App, Error> {
-        let name = HeaderValue::try_from(&config.name).map_err(|_| Error::Config {
-            field: "name",
-            reason: "must be printable ASCII".to_owned(),
-        })?;
-        let mut ids = fastrand::Rng::with_seed(config.seed);
-        let model_json = serde_json::Value::from(config.model.as_str()).to_string();
-        let models = models(&config, &model_json, ids.u64(..));
-        Ok(App {
-            driver: Arc::new(Driver::new(&config)),
-            config,
-            model_json,
-            name,
-            models: models.into(),
-            faults: Mutex::default(),
-            ids: Mutex::new(ids),
-            door,
-        })
-    }
-
-    /// Replaces the fault in force; none ends it.
-    pub(crate) fn set_fault(&self, fault: Option<Fault>) {
-        let slowdown = self.faults.lock().set(fault);
-        self.driver.with_engine(|engine| engine.set_slowdown(slowdown));
-        let wanted = match fault.map(|fault| fault.effect) {
-            Some(Effect::Refuse { for_ms }) => Door::Shut { for_ms },
-            _ => Door::Open,
-        };
-        self.door.send_if_modified(|door| {
-            let changes = *door != Door::Closed && *door != wanted;
-            if changes {
-                *door = wanted;
-            }
-            changes
-        });
-    }
-
-    /// What the next generation request meets.
-    pub(crate) fn take_fault(&self) -> Option<Effect> {
-        self.faults.lock().take()
-    }
-
-    /// Sixteen hex digits that no other request of this engine has.
-    pub(crate) fn next_id(&self) -> String {
-        format!("{:016x}", self.ids.lock().u64(..))
-    }
-
-    fn tokenize(&self, body: &[u8]) -> Result<String, Refusal> {
-        let openai::Tokenized { tokens, want_texts } = openai::tokenize(body)?;
-        let texts =
-            want_texts.then(|| tokens.iter().map(|&id| token::decode(&[id])).collect::<Vec<_>>());
-        let (count, max, tokens) =
-            (tokens.len(), self.config.engine.max_model_len, serde_json::Value::from(tokens));
-        let texts = serde_json::Value::from(texts);
-        Ok(format!(
-            r#"{{"count":{count},"max_model_len":{max},"tokens":{tokens},"token_strs":{texts}}}"#
-        ))
-    }
+fn tokenize(app: &App, body: &[u8]) -> Result<String, Refusal> {
+    let openai::Tokenized { tokens, want_texts } = openai::tokenize(body)?;
+    let texts =
+        want_texts.then(|| tokens.iter().map(|&id| token::decode(&[id])).collect::<Vec<_>>());
+    let (count, max, tokens) =
+        (tokens.len(), app.config.engine.max_model_len, serde_json::Value::from(tokens));
+    let texts = serde_json::Value::from(texts);
+    Ok(format!(
+        r#"{{"count":{count},"max_model_len":{max},"tokens":{tokens},"token_strs":{texts}}}"#
+    ))
 }
 
-/// Seconds since 1970.
-pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn models(config: &SimConfig, model: &str, permission: u64) -> String {
-    let (created, max) = (unix_seconds(), config.engine.max_model_len);
-    format!(
-        r#"{{"object":"list","data":[{{"id":{model},"object":"model","created":{created},"owned_by":"vllm","root":{model},"parent":null,"max_model_len":{max},"permission":[{{"id":"modelperm-{permission:016x}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}]}}"#
-    )
+/// Where the events of each rank are found.
+fn sources(app: &App) -> String {
+    let of = |rank: usize| app.ranks[rank].source(&app.config.kv_events, &app.host);
+    let sources: Vec<_> =
+        (0..app.ranks.len()).map(|rank| format!("\"{rank}\":{}", of(rank))).collect();
+    format!("{{{}}}", sources.join(","))
 }
 
 /// The status of a fault, which its bounds make a valid one.

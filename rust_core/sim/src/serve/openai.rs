@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
 use super::shape::{Face, Usage};
@@ -22,6 +23,10 @@ pub(crate) struct Ask {
     pub(crate) stream: bool,
     pub(crate) usage: Usage,
     pub(crate) return_token_ids: bool,
+    /// What else the prompt's blocks are made of.
+    pub(crate) salt: Option<Box<str>>,
+    /// What it has to do with other engines.
+    pub(crate) kv_transfer_params: Option<Map<String, Value>>,
 }
 
 /// What bounds a request.
@@ -57,6 +62,8 @@ struct Common<'a> {
     return_token_ids: Option<bool>,
     #[serde(borrow, default)]
     cache_salt: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    kv_transfer_params: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -149,8 +156,15 @@ pub(crate) fn ask(face: Face, body: &[u8], bounds: Bounds<'_>) -> Result<Ask, Re
     let reply = Reply::to(&prompt);
     let (tokens, finish) = limit(face, &common, &prompt, reply, bounds)?;
     let usage = common.stream_options.map_or(Usage::Never, |options| options.usage());
+    let kv_transfer_params = match common.kv_transfer_params {
+        Some(params) => parse(params.get().as_bytes())?,
+        None => None,
+    };
+    let salt = common.cache_salt.as_deref().filter(|salt| !salt.is_empty());
     Ok(Ask {
-        chain_seed: hash::chain_seed(common.cache_salt.as_deref().unwrap_or_default()),
+        chain_seed: hash::chain_seed(salt.unwrap_or_default()),
+        salt: salt.map(Box::from),
+        kv_transfer_params,
         prompt,
         reply,
         tokens,

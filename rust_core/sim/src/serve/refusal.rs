@@ -6,6 +6,8 @@ use serde::Serialize;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
+use crate::fault::Busy;
+
 /// A refused request.
 #[derive(Debug)]
 pub(crate) enum Refusal {
@@ -15,6 +17,8 @@ pub(crate) enum Refusal {
     NotFound,
     /// The same for a known path, with the methods that it has.
     MethodNotAllowed { allow: &'static str },
+    /// The engine takes no more work.
+    Busy(Busy),
     /// No reply at all: the connection is reset.
     Reset,
 }
@@ -49,6 +53,20 @@ impl Refusal {
                     code: status.as_u16(),
                 };
                 (status, None, serde_json::to_vec(&Envelope { error }).unwrap_or_default().into())
+            }
+            Refusal::Busy(Busy::Requests) => Refusal::unavailable(
+                "The engine is currently busy and cannot accept new requests. Please try again later or on a different \
+                 instance.",
+            )
+            .into_parts(),
+            Refusal::Busy(Busy::Tokens) => Refusal::unavailable(
+                "The engine has reached its prefill token backlog limit. Please try again later or on a different \
+                 instance.",
+            )
+            .into_parts(),
+            Refusal::Busy(Busy::Scaling) => {
+                let body = br#"{"error":"The model is currently scaling. Please try again later."}"#;
+                (StatusCode::SERVICE_UNAVAILABLE, None, Bytes::from_static(body))
             }
             Refusal::NotFound => {
                 (StatusCode::NOT_FOUND, None, Bytes::from_static(br#"{"detail":"Not Found"}"#))
@@ -93,26 +111,53 @@ impl Refusal {
     }
 
     pub(crate) fn unknown_model(model: &str, known: &str) -> Refusal {
+        let message = format!("The model `{model}` does not exist. Valid aliases: {known}.");
+        Refusal::not_found(message, "model")
+    }
+
+    pub(crate) fn not_found(message: String, param: &str) -> Refusal {
         Refusal::Api {
             status: StatusCode::NOT_FOUND,
             kind: "NotFoundError",
-            message: format!("The model `{model}` does not exist. Valid aliases: {known}."),
-            param: Some("model".to_owned()),
+            message,
+            param: Some(param.to_owned()),
         }
+    }
+
+    fn unavailable(message: &str) -> Refusal {
+        Refusal::Api {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: "Service Unavailable",
+            message: message.to_owned(),
+            param: None,
+        }
+    }
+
+    /// What the engine answers when something in it failed.
+    pub(crate) fn internal() -> Refusal {
+        Refusal::injected(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// What a fault of kind `status` answers. A 503 is vLLM's answer when its queue is full.
     pub(crate) fn injected(status: StatusCode) -> Refusal {
         let (kind, message) = match status {
-            StatusCode::SERVICE_UNAVAILABLE => (
-                "Service Unavailable",
-                "The engine is currently busy and cannot accept new requests. Please try again later or on a different \
-                 instance.",
-            ),
+            StatusCode::SERVICE_UNAVAILABLE => return Refusal::Busy(Busy::Requests),
             status if status.is_server_error() => ("InternalServerError", "Internal server error"),
             _ => ("BadRequestError", "Bad request"),
         };
         Refusal::Api { status, kind, message: message.to_owned(), param: None }
+    }
+
+    /// The refusal within a stream: an event of JSON with the spaces that Python puts there.
+    pub(crate) fn into_event(self) -> String {
+        let (kind, message, code) = match self {
+            Refusal::Api { status, kind, message, .. } => (kind, message, status.as_u16()),
+            _ => ("InternalServerError", "Internal server error".to_owned(), 500),
+        };
+        let message = serde_json::Value::from(message);
+        format!(
+            "data: {{\"error\": {{\"message\": {message}, \"type\": \"{kind}\", \"param\": null, \"code\": {code}}}}}\n\n"
+        )
     }
 
     /// Why `body` is no request.

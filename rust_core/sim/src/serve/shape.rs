@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use super::driver::Progress;
 use crate::Finish;
+use crate::fault::Lie;
 use crate::reply::Reply;
 
 /// The version of vLLM whose face this is.
@@ -47,6 +48,15 @@ pub(crate) struct Shape {
     pub(crate) tokens: u32,
     pub(crate) finish: Finish,
     pub(crate) usage: Usage,
+    pub(crate) told: Told,
+}
+
+/// What is told of cached tokens, where that is not what was found in the cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    /// Tokens that were found in the cache of the engine that computed the prompt.
+    pub(crate) elsewhere: Option<u32>,
+    pub(crate) lie: Option<Lie>,
 }
 
 /// Writes the events of one stream. Most chunks are three copies: opening, word, closing.
@@ -85,11 +95,18 @@ impl Shape {
 
     /// Prompt tokens that this request added to the cache.
     fn created_cache_tokens(&self, progress: Progress) -> u32 {
-        self.prompt_block_tokens.saturating_sub(progress.cached)
+        self.prompt_block_tokens.saturating_sub(progress.cached + progress.external)
     }
 
-    /// The body of a reply that is not streamed.
-    pub(crate) fn whole(&self, progress: Progress) -> String {
+    /// Prompt tokens that are said to have been cached.
+    fn cached_tokens(&self, progress: Progress) -> u32 {
+        let truth = self.told.elsewhere.unwrap_or(progress.cached + progress.external);
+        self.told.lie.map_or(truth, |lie| lie.tell(truth))
+    }
+
+    /// The body of a reply that is not streamed; `offer` tells another engine of its blocks.
+    pub(crate) fn whole(&self, progress: Progress, offer: Option<&str>) -> String {
+        let offer = offer.unwrap_or("null");
         let Shape { id, model, created, prompt_tokens, tokens, .. } = self;
         let text = self.reply.text(*tokens);
         let finish = self.finish_reason();
@@ -99,7 +116,7 @@ impl Shape {
             .as_ref()
             .map(|_| (0..*tokens).map(|i| self.reply.token(i)).collect::<Vec<_>>());
         let (ids, prompt_ids) = (json(ids.as_ref()), json(self.token_ids.as_ref()));
-        let cached = progress.cached;
+        let cached = self.cached_tokens(progress);
         let usage = |created_cache: &str| {
             format!(
                 r#"{{"prompt_tokens":{prompt_tokens},"total_tokens":{total},"completion_tokens":{tokens},"prompt_tokens_details":{{"cached_tokens":{cached},"created_cache_tokens":{created_cache},"multimodal_tokens":null}},"completion_tokens_details":null}}"#
@@ -109,13 +126,13 @@ impl Shape {
             Face::Chat => {
                 let usage = usage(&self.created_cache_tokens(progress).to_string());
                 format!(
-                    r#"{{"id":{id},"object":"chat.completion","created":{created},"model":{model},"choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}","refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":null}},"logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":{ids},"routed_experts":null}}],"service_tier":null,"system_fingerprint":"{FINGERPRINT}","usage":{usage},"prompt_logprobs":null,"prompt_token_ids":{prompt_ids},"prompt_text":null,"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}}"#
+                    r#"{{"id":{id},"object":"chat.completion","created":{created},"model":{model},"choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}","refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":null}},"logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":{ids},"routed_experts":null}}],"service_tier":null,"system_fingerprint":"{FINGERPRINT}","usage":{usage},"prompt_logprobs":null,"prompt_token_ids":{prompt_ids},"prompt_text":null,"kv_transfer_params":{offer},"ec_transfer_params":null,"metrics":null}}"#
                 )
             }
             Face::Completion => {
                 let usage = usage("null");
                 format!(
-                    r#"{{"id":{id},"object":"text_completion","created":{created},"model":{model},"choices":[{{"index":0,"text":"{text}","logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":{ids},"prompt_logprobs":null,"prompt_token_ids":{prompt_ids},"routed_experts":null}}],"service_tier":null,"system_fingerprint":"{FINGERPRINT}","usage":{usage},"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}}"#
+                    r#"{{"id":{id},"object":"text_completion","created":{created},"model":{model},"choices":[{{"index":0,"text":"{text}","logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":{ids},"prompt_logprobs":null,"prompt_token_ids":{prompt_ids},"routed_experts":null}}],"service_tier":null,"system_fingerprint":"{FINGERPRINT}","usage":{usage},"kv_transfer_params":{offer},"ec_transfer_params":null,"metrics":null}}"#
                 )
             }
         }
@@ -177,7 +194,7 @@ impl Chunks {
     /// The chunk that carries the usage.
     pub(crate) fn usage(&self, progress: Progress, out: &mut BytesMut) {
         let Shape { prompt_tokens, tokens, face, .. } = &self.shape;
-        let (total, cached) = (prompt_tokens + tokens, progress.cached);
+        let (total, cached) = (prompt_tokens + tokens, self.shape.cached_tokens(progress));
         out.extend_from_slice(&self.head);
         put(
             out,

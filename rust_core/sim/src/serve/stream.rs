@@ -9,14 +9,16 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::body::{Died, Ending};
 use super::driver::{Progress, Ticket};
+use super::refusal::Refusal;
 use super::shape::{Chunks, Face, Usage};
 
 /// Most tokens in one write; with the chunks around them about 64 KiB.
 const WRITE_TOKENS: u32 = 256;
+const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// The events of one reply. All that are ready leave in one write. Dropping it aborts the request.
 pub(crate) struct Stream {
-    ticket: Ticket,
+    source: Source,
     chunks: Chunks,
     /// Tokens sent.
     sent: u32,
@@ -24,6 +26,13 @@ pub(crate) struct Stream {
     mishap: Option<Mishap>,
     pace: Option<Pace>,
     checksum: Option<Box<Checksum>>,
+}
+
+/// Where the tokens come from.
+pub(crate) enum Source {
+    Running(Ticket),
+    /// The prompt's KV is on its way from another engine.
+    Fetching(Pin<Box<dyn Future<Output = Result<Ticket, Refusal>> + Send>>),
 }
 
 /// How the stream ends before its time: after so many more events.
@@ -56,9 +65,9 @@ struct Checksum {
 // === impl Stream ===
 
 impl Stream {
-    pub(crate) fn new(ticket: Ticket, chunks: Chunks) -> Stream {
+    pub(crate) fn new(source: Source, chunks: Chunks) -> Stream {
         Stream {
-            ticket,
+            source,
             chunks,
             sent: 0,
             phase: Phase::Open,
@@ -86,10 +95,11 @@ impl Stream {
     /// All events that are ready, once there is one.
     pub(crate) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Died>>> {
         if let Phase::Open = self.phase {
-            let Poll::Ready(progress) = self.poll_progress(cx) else {
-                return Poll::Pending;
+            let bytes = match self.poll_progress(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(progress)) => self.write(progress),
+                Poll::Ready(Err(refusal)) => self.fail(refusal),
             };
-            let bytes = self.write(progress);
             if !bytes.is_empty() {
                 return Poll::Ready(Some(Ok(bytes)));
             }
@@ -100,9 +110,20 @@ impl Stream {
         }
     }
 
-    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<Progress> {
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<Result<Progress, Refusal>> {
+        let ticket = match &mut self.source {
+            Source::Running(ticket) => ticket,
+            Source::Fetching(fetching) => match fetching.as_mut().poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal)),
+                Poll::Ready(Ok(ticket)) => {
+                    self.source = Source::Running(ticket);
+                    return self.poll_progress(cx);
+                }
+            },
+        };
         let Some(pace) = &mut self.pace else {
-            return self.ticket.poll_beyond(self.sent, cx);
+            return ticket.poll_beyond(self.sent, cx).map(Ok);
         };
         loop {
             if let Some((progress, sleep)) = &mut pace.held {
@@ -110,15 +131,27 @@ impl Stream {
                     return Poll::Pending;
                 }
                 if progress.produced > self.sent {
-                    return Poll::Ready(*progress);
+                    return Poll::Ready(Ok(*progress));
                 }
             }
-            let Poll::Ready(progress) = self.ticket.poll_beyond(self.sent, cx) else {
+            let Poll::Ready(progress) = ticket.poll_beyond(self.sent, cx) else {
                 return Poll::Pending;
             };
             let due = pace.started + pace.started.elapsed().mul_f64(pace.factor);
             pace.held = Some((progress, Box::pin(tokio::time::sleep_until(due))));
         }
+    }
+
+    /// The head is on its way: the error is an event, as Python writes it.
+    fn fail(&mut self, refusal: Refusal) -> Bytes {
+        let mut out = BytesMut::new();
+        if self.chunks.shape().face == Face::Chat {
+            self.chunks.role(&mut out);
+        }
+        out.extend_from_slice(refusal.into_event().as_bytes());
+        out.extend_from_slice(DONE);
+        self.phase = Phase::Closed;
+        out.freeze()
     }
 
     fn write(&mut self, progress: Progress) -> Bytes {
@@ -144,7 +177,7 @@ impl Stream {
             if let Some(checksum) = &self.checksum {
                 out.extend_from_slice(checksum.line().as_bytes());
             }
-            out.extend_from_slice(b"data: [DONE]\n\n");
+            out.extend_from_slice(DONE);
             self.phase = Phase::Closed;
         }
         out.freeze()

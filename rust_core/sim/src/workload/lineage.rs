@@ -1,6 +1,9 @@
 //! Which requests of a trace belong to one conversation, where the trace does not say.
 
-use crate::hash::HashedMap;
+use std::collections::HashSet;
+use std::hash::BuildHasherDefault;
+
+use crate::hash::{HashedMap, Spread};
 use crate::workload::words::mix;
 
 /// A block that at least so many different ones follow is a prompt that many share, such as a system prompt: no
@@ -33,11 +36,11 @@ pub(super) fn keys<'a>(chains: impl Iterator<Item = &'a [u64]> + Clone) -> Vec<u
 
 /// How many different blocks follow each block.
 fn followers<'a>(chains: impl Iterator<Item = &'a [u64]>) -> HashedMap<u32> {
-    let mut seen: HashedMap<()> = HashedMap::default();
+    let mut seen: HashSet<u64, BuildHasherDefault<Spread>> = HashSet::default();
     let mut followers: HashedMap<u32> = HashedMap::default();
     for pair in chains.flat_map(|chain| chain.windows(2)) {
         // An id stands for all before it, so that a block is known as soon as it has followed once.
-        if seen.insert(mix(pair[1]), ()).is_none() {
+        if seen.insert(mix(pair[1])) {
             *followers.entry(mix(pair[0])).or_default() += 1;
         }
     }

@@ -4,7 +4,9 @@ use serde::Deserialize;
 
 use crate::timing::nanos;
 use crate::workload::words::mix;
-use crate::workload::{Message, Piece, Role, Session, Turn, Workload, WorkloadError, line, lineage};
+use crate::workload::{
+    Message, Piece, Role, Session, Turn, Workload, WorkloadError, line, lineage,
+};
 
 /// Tokens that one hash id stands for in Mooncake's traces.
 pub const TOKENS_PER_ID: u32 = 512;
@@ -53,8 +55,9 @@ impl Workload {
             key,
             turns: vec![row.turn(tokens_per_id)],
         });
-        let notes = (silent > 0)
-            .then(|| format!("{silent} requests have output_length 0: their replies get one token"));
+        let notes = (silent > 0).then(|| {
+            format!("{silent} requests have output_length 0: their replies get one token")
+        });
         Ok(Workload {
             name: "mooncake".to_owned(),
             sessions: sessions.collect(),

@@ -3,7 +3,7 @@
 use crate::reply::WORDS;
 use crate::token::{MAX_TOKEN_BYTES, pack};
 
-/// Words that are drawn at once: six bits each, of the 64 that [`mix`] gives.
+/// Words that are drawn at once: one per byte of what [`mix`] gives.
 const AT_ONCE: usize = 8;
 
 /// Spreads the numbers of draws (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
@@ -31,35 +31,30 @@ pub(super) const fn mix(key: u64) -> u64 {
 /// Appends the first `count` tokens of `seed`.
 pub(super) fn tokens(seed: u64, count: u32, out: &mut Vec<u32>) {
     out.reserve(count as usize);
-    draws(seed, count, |drawn| {
-        let words: [u32; AT_ONCE] = std::array::from_fn(|i| TOKENS[index(drawn.bits, i)]);
-        out.extend_from_slice(&words[..drawn.words]);
+    draws(seed, count, |drawn, words| {
+        out.extend_from_slice(&drawn.map(|byte| TOKENS[index(byte)])[..words]);
     });
 }
 
 /// Appends the first `count` words of `seed`.
 pub(super) fn text(seed: u64, count: u32, out: &mut String) {
     out.reserve(count as usize * MAX_TOKEN_BYTES);
-    draws(seed, count, |drawn| {
-        (0..drawn.words).for_each(|i| out.push_str(WORDS[index(drawn.bits, i)]));
+    draws(seed, count, |drawn, words| {
+        drawn[..words].iter().for_each(|&byte| out.push_str(WORDS[index(byte)]));
     });
 }
 
-struct Drawn {
-    bits: u64,
-    words: usize,
-}
-
-fn draws(seed: u64, count: u32, mut each: impl FnMut(Drawn)) {
+/// Hands on random bytes, one per word, and how many of them count.
+fn draws(seed: u64, count: u32, mut each: impl FnMut([u8; AT_ONCE], usize)) {
     let count = count as usize;
     // Mixed once more, so that seeds in a row do not walk the same sequence of keys.
     let mut key = mix(seed ^ GOLDEN);
     for done in (0..count).step_by(AT_ONCE) {
         key = key.wrapping_add(GOLDEN);
-        each(Drawn { bits: mix(key), words: AT_ONCE.min(count - done) });
+        each(mix(key).to_le_bytes(), AT_ONCE.min(count - done));
     }
 }
 
-fn index(bits: u64, word: usize) -> usize {
-    (bits >> (6 * word)) as usize % WORDS.len()
+fn index(byte: u8) -> usize {
+    usize::from(byte) % WORDS.len()
 }

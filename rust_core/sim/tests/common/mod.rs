@@ -1,6 +1,8 @@
 //! A server for one test, and a client that shows every byte.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod feed;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -12,12 +14,10 @@ use tokio::net::TcpStream;
 /// An engine like the one that was captured, which waits for nothing.
 pub fn config() -> SimConfig {
     SimConfig {
-        listen: "127.0.0.1:0".to_owned(),
-        model: "tiny".to_owned(),
         name: "engine-a".to_owned(),
-        engine: engine(32, 1000.0),
         speed: 0.0,
         seed: 7,
+        ..SimConfig::plain("127.0.0.1:0", "tiny", engine(32, 1000.0))
     }
 }
 
@@ -120,6 +120,7 @@ pub async fn open(
     body: &str,
 ) -> TcpStream {
     let mut stream = TcpStream::connect(addr).await.expect("a connection");
+    stream.set_nodelay(true).expect("an option");
     let typed = headers.iter().any(|(key, _)| *key == "content-type");
     let content_type = if typed { "" } else { "content-type: application/json\r\n" };
     let extra =

@@ -1,0 +1,106 @@
+//! The router's own rules, by running the router.
+
+use nebula_route::event::Event;
+use nebula_route::{
+    Chain, Choice, EngineSpec, Facts, Millis, ModelFact, Probe, Query, RankId, Router,
+};
+
+use super::host::Host;
+use super::rule::{Ask, Chosen, MODEL, Rule};
+use super::{FleetConfig, FleetError};
+use crate::timing::Nanos;
+
+/// With events a route counts for so long after the first token: until then they have told of its blocks.
+const EVENT_GRACE_MS: Millis = 5_000;
+
+/// The router, and what it has booked.
+pub(super) struct Production {
+    router: Router,
+    listens: bool,
+    /// By request id; gone once the request is done.
+    open: Vec<Option<(Choice, Chain)>>,
+}
+
+// === impl Production ===
+
+impl Production {
+    pub(super) fn new(config: &FleetConfig) -> Result<Production, FleetError> {
+        let mut route = config.route.clone();
+        route.policy.clone_from(&config.policy);
+        let listens = config.events.is_some() && config.policy == "kv";
+        if listens {
+            route.route_ttl_ms = route.route_ttl_ms.min(EVENT_GRACE_MS);
+        }
+        let router = Router::new(route, config.seed)?;
+        let spec =
+            |n| EngineSpec { name: format!("engine-{n}"), url: "http://sim".to_owned(), ranks: 1 };
+        router.set_engines((0..config.engines).map(spec).collect())?;
+        let model = ModelFact { id: MODEL.to_owned(), raw: String::new() };
+        let facts = Facts {
+            models: vec![model],
+            block_size: Some(config.engine.block_size),
+            kv_blocks: Some(config.engine.kv_blocks.into()),
+            version: None,
+        };
+        for engine in router.engines() {
+            router.learn(&engine, facts.clone());
+            router.probe(&engine, Probe::Healthy, 0);
+        }
+        Ok(Production { router, listens, open: Vec::new() })
+    }
+}
+
+impl Rule for Production {
+    fn choose(&mut self, ask: &Ask<'_>, _hosts: &[Host], now: Nanos) -> Result<Chosen, FleetError> {
+        let session = ask.session.to_string();
+        let query = Query {
+            model: MODEL,
+            chain: ask.chain,
+            session: Some(&session),
+            rank: None,
+            excluded: &[],
+        };
+        let choice = self.router.route(&query, millis(now))?;
+        let chosen = Chosen { host: choice.rank.0 as usize, predicted: choice.overlap_tokens };
+        self.open.resize_with(ask.id + 1, || None);
+        self.open[ask.id] = Some((choice, ask.chain.clone()));
+        Ok(chosen)
+    }
+
+    fn wants_events(&self) -> bool {
+        self.listens
+    }
+
+    fn answered(&mut self, id: usize, now: Nanos) {
+        if let Some(Some((choice, chain))) = self.open.get(id) {
+            choice.guard.first_byte();
+            self.router.keep(choice, chain, millis(now));
+        }
+    }
+
+    fn ended(&mut self, id: usize) {
+        self.open[id] = None;
+    }
+
+    fn told(&mut self, host: usize, events: &[Event]) {
+        self.router.apply(rank(host), events);
+    }
+
+    fn tick(&mut self, hosts: &[Host], now: Nanos) {
+        self.router.expire(millis(now));
+        for (engine, host) in self.router.engines().iter().zip(hosts) {
+            #[expect(clippy::cast_possible_truncation, reason = "a share needs no more precision")]
+            let usage = host.engine.scheduler().cache().usage() as f32;
+            self.router.set_kv_usage(engine, 0, usage);
+        }
+    }
+}
+
+/// The rank of a host: engines of one rank each are numbered in order.
+pub(super) fn rank(host: usize) -> RankId {
+    RankId(u32::try_from(host).unwrap_or(u32::MAX))
+}
+
+pub(super) fn millis(now: Nanos) -> Millis {
+    now / 1_000_000
+}
