@@ -7,11 +7,14 @@ __all__ = [
     "ERROR_KINDS",
     "PATHS",
     "POLICIES",
+    "SIM_POLICIES",
     "Core",
     "Exchange",
+    "Load",
     "Log",
     "NebulaError",
     "Sim",
+    "Simulation",
     "__version__",
     "chain_from_text",
     "chain_from_tokens",
@@ -21,6 +24,7 @@ __all__ = [
 __version__: Final[str]
 PATHS: Final[list[str]]
 POLICIES: Final[list[str]]
+SIM_POLICIES: Final[list[str]]
 ERROR_KINDS: Final[list[str]]
 
 class NebulaError(Exception):
@@ -69,6 +73,27 @@ class Sim:
     def __new__(cls, settings: bytes) -> Sim: ...
     @property
     def url(self) -> str: ...
+    def stop(self) -> None: ...
+
+@final
+class Simulation:
+    """A simulated fleet in virtual time."""
+
+    def __new__(cls, settings: bytes, trace: bytes | None = None) -> Simulation: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def notes(self) -> list[str]: ...
+    def advance(self, requests: int) -> int: ...
+    def report(self) -> bytes: ...
+
+@final
+class Load:
+    """A workload that is played against a server."""
+
+    def __new__(cls, settings: bytes, record: bytes | None = None) -> Load: ...
+    def progress(self) -> tuple[int, int, int, int, int, float]: ...
+    def wait(self, patience_s: float) -> bytes | None: ...
     def stop(self) -> None: ...
 
 @final

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PATHS",
     "POLICIES",
+    "SIM_POLICIES",
     "ClientLeft",
     "Core",
+    "Load",
     "NebulaError",
     "Reply",
     "Sim",
+    "Simulation",
     "chain_from_text",
     "chain_from_tokens",
     "start_log",
@@ -33,8 +36,13 @@ PATHS: Final[tuple[str, ...]] = tuple(_core.PATHS)
 POLICIES: Final[tuple[str, ...]] = tuple(_core.POLICIES)
 """The routing policies by name."""
 
+SIM_POLICIES: Final[tuple[str, ...]] = tuple(_core.SIM_POLICIES)
+"""The rules that a simulated fleet can be routed by: the router's own, then those of others."""
+
+Load = _core.Load
 start_log = _core.start_log
 Sim = _core.Sim
+Simulation = _core.Simulation
 
 
 class ClientLeft(Exception):  # noqa: N818 - an event, not an error

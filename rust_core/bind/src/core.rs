@@ -40,7 +40,7 @@ impl Core {
     #[new]
     fn new(py: Python<'_>, settings: &[u8]) -> PyResult<Core> {
         let Document { route, wire, engines } = serde_json::from_slice(settings)
-            .map_err(|cause| invalid(&format!("settings for the core: {cause}")))?;
+            .map_err(|cause| invalid(format!("settings for the core: {cause}")))?;
         let router = Router::new(route, wire.seed).map_err(|error| route_to_python(py, error))?;
         router.set_engines(engines).map_err(|error| route_to_python(py, error))?;
         let wire = Wire::start(wire, Arc::new(router)).map_err(|error| to_python(py, &error))?;
@@ -78,7 +78,7 @@ impl Core {
     /// The fleet from now on, as JSON: a list of engine specs.
     fn set_engines(&self, py: Python<'_>, engines: &[u8]) -> PyResult<()> {
         let engines: Vec<EngineSpec> = serde_json::from_slice(engines)
-            .map_err(|cause| invalid(&format!("engines: {cause}")))?;
+            .map_err(|cause| invalid(format!("engines: {cause}")))?;
         self.wire.set_engines(engines).map_err(|error| route_to_python(py, error))
     }
 
@@ -91,7 +91,7 @@ impl Core {
     fn engines<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let views: Vec<_> =
             self.wire.router().engines().iter().map(|engine| engine.view()).collect();
-        let json = serde_json::to_vec(&views).map_err(|cause| invalid(&cause.to_string()))?;
+        let json = serde_json::to_vec(&views).map_err(invalid)?;
         Ok(PyBytes::new(py, &json))
     }
 

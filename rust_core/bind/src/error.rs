@@ -32,12 +32,12 @@ pub(crate) fn route_to_python(py: Python<'_>, error: RouteError) -> PyErr {
         RouteError::UnknownModel { .. } | RouteError::NoEngine { .. } => {
             to_python(py, &error.into())
         }
-        other => invalid(&other.to_string()),
+        other => invalid(other),
     }
 }
 
-pub(crate) fn invalid(message: &str) -> PyErr {
-    PyValueError::new_err(message.to_owned())
+pub(crate) fn invalid(message: impl std::fmt::Display) -> PyErr {
+    PyValueError::new_err(message.to_string())
 }
 
 /// The names of all kinds, for the contract test over the binary.

@@ -7,8 +7,10 @@ mod core;
 mod error;
 mod exchange;
 mod key;
+mod load;
 mod log;
 mod sim;
+mod simulation;
 
 #[pymodule]
 mod _core {
@@ -23,15 +25,20 @@ mod _core {
     #[pymodule_export]
     use super::key::{chain_from_text, chain_from_tokens};
     #[pymodule_export]
+    use super::load::Load;
+    #[pymodule_export]
     use super::log::{Log, start_log};
     #[pymodule_export]
     use super::sim::Sim;
+    #[pymodule_export]
+    use super::simulation::Simulation;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("PATHS", super::core::paths())?;
         module.add("POLICIES", nebula_route::POLICIES.to_vec())?;
+        module.add("SIM_POLICIES", nebula_sim::fleet::SIM_POLICIES.to_vec())?;
         module.add("ERROR_KINDS", super::error::kinds())
     }
 }

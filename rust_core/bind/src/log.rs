@@ -42,7 +42,7 @@ struct State {
 #[pyfunction]
 pub(crate) fn start_log(format: &str, level: &str) -> PyResult<Log> {
     let filter = EnvFilter::try_new(level)
-        .map_err(|cause| invalid(&format!("log_level {level}: {cause}")))?;
+        .map_err(|cause| invalid(format!("log_level {level}: {cause}")))?;
     let lines = Arc::new(Lines::default());
     let writer = Arc::clone(&lines);
     let log = tracing_subscriber::fmt()

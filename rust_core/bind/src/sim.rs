@@ -22,7 +22,7 @@ impl Sim {
     #[new]
     fn new(py: Python<'_>, settings: &[u8]) -> PyResult<Sim> {
         let config = serde_json::from_slice(settings)
-            .map_err(|cause| invalid(&format!("settings for a simulated engine: {cause}")))?;
+            .map_err(|cause| invalid(format!("settings for a simulated engine: {cause}")))?;
         py.detach(|| Sim::start(config))
     }
 
@@ -45,8 +45,7 @@ impl Sim {
 impl Sim {
     fn start(config: nebula_sim::SimConfig) -> PyResult<Sim> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let server =
-            runtime.block_on(Server::start(config)).map_err(|cause| invalid(&cause.to_string()))?;
+        let server = runtime.block_on(Server::start(config)).map_err(invalid)?;
         let addr = server.addr();
         let (stop, stopped) = oneshot::channel();
         let thread =
