@@ -1,5 +1,6 @@
 """The load generator: what is sent, and what wrk's report says."""
 
+import itertools
 import json
 from hashlib import sha256
 
@@ -77,8 +78,25 @@ def test_bodies_share_system_prompts_and_nothing_else() -> None:
 
 def test_the_script_holds_each_body_as_it_is() -> None:
     bodies = prompts.chat_bodies("tiny")
-    script = load.script(bodies)
+    script = load.script("/v1/chat/completions", bodies)
     assert script.count("[==[") == script.count("]==]") == 64
     for body in bodies:
         assert f"[==[{body.decode()}]==]," in script
+    assert 'wrk.format("POST", "/v1/chat/completions", headers, body)' in script
     assert "$" not in script
+
+
+def test_token_prompts_are_the_same_in_every_run() -> None:
+    digest = sha256(b"\n".join(prompts.token_bodies("tiny"))).hexdigest()
+    assert digest.startswith("2b7a7055f8d8bc17")
+
+
+def test_token_prompts_grow_turn_by_turn() -> None:
+    asked = [json.loads(body) for body in prompts.token_bodies("tiny", extra={"max_tokens": 16})]
+    assert [len(one["prompt"]) for one in asked] == [850] * 16 + [950] * 16 + [1050] * 16 + [1150] * 16
+    for conversation in range(16):
+        turns = [one["prompt"] for one in asked[conversation::16]]
+        assert all(later[: len(turn)] == turn for turn, later in itertools.pairwise(turns))
+    assert len({tuple(one["prompt"][:512]) for one in asked}) == 8
+    assert len({tuple(one["prompt"][:513]) for one in asked}) == 16
+    assert all(0 <= token < prompts.VOCABULARY for one in asked for token in one["prompt"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def test_a_stat_line_is_read(text: str) -> None:
         state="R",
         parent=15647,
         session=5572,
-        ticks=20 + 6 + 64 + 359,
+        ticks=20 + 6,
+        waited_ticks=64 + 359,
         start=239107,
         pages=10768,
     )
@@ -43,6 +45,19 @@ def test_our_own_tree_has_memory_and_time() -> None:
     assert usage.processes >= 1
     assert usage.rss_mb > 1
     assert usage.cpu_s > 0
+
+
+def test_cpu_time_is_finer_than_a_clock_tick() -> None:
+    before = process.usage(os.getpid()).cpu_s
+    while process.usage(os.getpid()).cpu_s < before + 0.002:
+        pass
+    assert process.usage(os.getpid()).cpu_s < before + 0.01
+
+
+def test_of_a_process_that_ended_the_last_ticks_count() -> None:
+    with process.started("short", ["true"]) as child:
+        child.popen.wait(10)
+    assert process.cpu_s(replace(process.parse_stat(PYTHON), pid=child.pid)) == (20 + 6 + 64 + 359) / 100
 
 
 def test_a_tree_holds_children_and_is_gone_after_stop() -> None:

@@ -52,6 +52,8 @@ def test_engines_answer_and_count(tmp_path: Path) -> None:
         assert {answer.body for answer in answers} == {upstream.chat_reply()}
         assert net.ask(second, "/nope").status == 404
         assert [late - early for early, late in zip(before, engines.counts(), strict=True)] == [3 + 1, 1 + 1]
+        completion = json.loads(net.ask(first, upstream.COMPLETIONS, b'{"model":"tiny","prompt":[1]}').body)
+        assert completion["object"] == "text_completion"
         assert json.loads(net.ask(second, "/v1/models").body)["data"][0]["id"] == upstream.MODEL
         assert net.ask(second, "/version").body.startswith(b'{"version":')
         assert net.ask(second, "/metrics").body.decode() == upstream.METRICS

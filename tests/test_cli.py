@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-COMMANDS = ["gateway", "up", "sim", "bench", "router", "node", "scheduler", "config"]
+COMMANDS = ["gateway", "up", "sim", "simulate", "bench", "router", "node", "scheduler", "config"]
 Run = Callable[..., "Ran"]
 
 
@@ -82,7 +82,9 @@ def test_help_of_a_command_lists_the_flag_of_each_setting_but_secrets(command: s
     assert "--api-keys" not in ran.out
 
 
-@pytest.mark.parametrize("command", [["up"], ["config"], ["config", "show"], ["config", "check"], ["config", "docs"]])
+@pytest.mark.parametrize(
+    "command", [["up"], ["simulate"], ["config"], ["config", "show"], ["config", "check"], ["config", "docs"]]
+)
 def test_each_command_has_help_with_an_example(command: list[str], run: Run) -> None:
     ran = run(*command, "--help")
     assert ran.status == 0

@@ -91,7 +91,15 @@ def up(
     _serve(settings, sims, _welcome(settings, sim))
 
 
-@app.command(epilog=_example("nebula sim --port 8000", "nebula sim --port 8001 --model tiny --speed 10"))
+@app.command(
+    epilog=_example(
+        "nebula sim --port 8000",
+        "nebula sim --port 8001 --model tiny --speed 10",
+        "nebula sim --calibration engine.json",
+        """nebula sim --kv-events-config '{"enable_kv_cache_events": true, "endpoint": "tcp://*:5557"}'""",
+        "nebula sim --fault 'die_mid_stream;after_chunks=3;count=2'",
+    )
+)
 @takes_settings("sim")
 def sim(
     *,
@@ -99,27 +107,46 @@ def sim(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="The port of --listen; 0 takes a free one.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Times and sizes of an engine, as `nebula bench calibrate` wrote them; settings that are given win.",
+        ),
+    ] = None,
 ) -> None:
     """Start one simulated vLLM engine."""
+    from nebula_router.calibration import calibrated
     from nebula_router.core import Sim
+
+    own = calibrated(settings.sim, calibration) if calibration else settings.sim
 
     # Blocked before the engine's thread starts, so that it inherits the mask and only `sigwait` takes the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
-        engine = Sim(_on_port(settings.sim, port).core_json())
+        engine = Sim(_on_port(own, port).core_json())
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    typer.echo(f"simulated engine {settings.sim.name} serves {settings.sim.model} on {engine.url}")
+    typer.echo(f"simulated engine {own.name} serves {own.model} on {engine.url}")
     signal.sigwait(_STOPS)
     engine.stop()
 
 
 @app.command(add_help_option=False, context_settings=_ANY)
 def bench(context: typer.Context) -> None:
-    """Measure the gateway, alone and beside its peers."""
+    """Measure a live server, or the gateway beside its peers."""
     from nebula_router.bench.cli import app as bench_app
 
-    get_command(bench_app).main(args=context.args, prog_name="nebula bench", standalone_mode=False)
+    _hand_over(context, bench_app)
+
+
+@app.command(add_help_option=False, context_settings=_ANY)
+def simulate(context: typer.Context) -> None:
+    """Replay a trace against a simulated fleet, to size it and to choose a policy."""
+    from nebula_router.simulate.cli import app as simulate_app
+
+    _hand_over(context, simulate_app)
 
 
 def _refusal(name: str, what: str) -> Callable[[], None]:
@@ -185,6 +212,13 @@ main_gateway = partial(_main_of, "gateway")
 main_router = partial(_main_of, "router")
 main_node = partial(_main_of, "node")
 main_scheduler = partial(_main_of, "scheduler")
+
+
+def _hand_over(context: typer.Context, commands: typer.Typer) -> None:
+    """Lets another room's command run in this one's place, with its exit status."""
+    status: Any = get_command(commands).main(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    if isinstance(status, int) and status:
+        sys.exit(status)
 
 
 def _serve(settings: Settings, sims: list[SimSettings], welcome: str = "") -> None:

@@ -17,12 +17,18 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from nebula_router.kv_events import KvEvents, parsed
 from nebula_router.presets import PRESETS, Name, Timing
 
 MB: Final = 1024 * 1024
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+):(?P<port>[0-9]{1,5})")
 _AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[(?P<ip6>[0-9A-Fa-f:.]+)\])(?::[0-9]+)?")
 _MAX_PORT: Final = 65535
+# What the core's simulator takes as it is.
+_FACE: Final = {
+    *("listen", "model", "name", "request_us", "speed", "seed"),
+    *("data_parallel_size", "max_num_queued_reqs", "max_num_queued_tokens", "faults"),
+}
 
 
 class Flag:
@@ -60,6 +66,11 @@ def address(listen: str) -> tuple[str, int]:
 def _checked_address(listen: str) -> str:
     address(listen)
     return listen
+
+
+def _checked_kv_events(text: str) -> str:
+    parsed(text)
+    return text
 
 
 def _engine_url(url: str) -> str:
@@ -168,6 +179,9 @@ class GatewaySettings(_Group):
     log_format: Literal["text", "json"] = Field("text", description="How a log line is written.")
     log_level: Literal["debug", "info", "warn", "error"] = Field("info", description="Least severe line to write.")
     log_requests: bool = Field(True, description="Write one line per request, with the routing decision.")
+    log_prompt_hashes: bool = Field(
+        False, description="Add hashes of the prompt to that line, so that `nebula simulate` can replay the log."
+    )
 
     @field_validator("engines")
     @classmethod
@@ -197,9 +211,12 @@ class RouteSettings(_Group):
     bytes_per_token: float = Field(4.0, ge=0.25, le=64, description="Bytes of text taken for one token.")
     tree_max_mb: int = Field(256, ge=1, le=65536, description="Memory bound of the block tree.")
     route_ttl_s: float = Field(900.0, ge=1, le=86400, description="Time that a routed prompt is believed to be cached.")
+    uncached_weight: float = Field(
+        2.5, ge=0, le=100, description="Cost of one token that the request must compute, in tokens booked already."
+    )
     decode_request_tokens: float = Field(24.0, ge=0, le=100_000, description="Cost of one running request.")
     decode_resident_weight: float = Field(
-        0.02, ge=0, le=10, description="Cost of one prompt token of a running request."
+        0.03, ge=0, le=10, description="Cost of one prompt token of a running request."
     )
     pressure_tokens: float = Field(4000.0, ge=0, le=10_000_000, description="Cost of a full KV cache.")
     pressure_start: float = Field(
@@ -274,10 +291,42 @@ class SimSettings(_Group):
     decode_ns_per_resident_token: float | None = Field(
         None, ge=0, le=1e7, description="Time that one token in a running request's context adds to a step."
     )
+    request_us: float = Field(
+        0.0, ge=0, le=1e8, description="Time of a request before it is queued, with HTTP and the front end."
+    )
     speed: float = Field(
         1.0, ge=0, le=1e6, description="How much faster than real time it runs; 0 is as fast as it can."
     )
     seed: int = Field(0, ge=0, le=2**64 - 1, description="Seed of its request ids.")
+    data_parallel_size: int = Field(1, ge=1, le=256, description="Data-parallel ranks behind its address.")
+    max_num_queued_reqs: int | None = Field(
+        None, ge=0, le=2**32 - 1, description="Requests in it at which it answers one more with 503."
+    )
+    max_num_queued_tokens: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="Prompt tokens in its queue at which it answers with 503."
+    )
+    kv_events_config: Annotated[str, AfterValidator(_checked_kv_events)] | None = Field(
+        None, description="How it publishes KV events, in vLLM's JSON. Port 0 takes free ports; GET /kv_event_sources."
+    )
+    kv_events_encoding: Literal["map", "array"] = Field(
+        "map", description="How an event is written: as vLLM does from 0.24 on, or as it did before."
+    )
+    kv_events_hashes: Literal["int", "bytes"] = Field("int", description="How an event names a block.")
+    kv_role: Literal["none", "kv_producer", "kv_consumer", "kv_both"] = Field(
+        "none", description="Its part where one engine computes prompts and another one answers."
+    )
+    kv_load_failure_policy: Literal["fail", "recompute"] = Field(
+        "fail", description="What becomes of a request whose KV does not come from the other engine."
+    )
+    kv_lease_s: float = Field(
+        30.0, ge=0.001, le=86400, description="Time that blocks are kept for an engine that has not claimed them."
+    )
+    transfer_us_per_token: float = Field(
+        5.0, ge=0, le=1e7, description="Time that one token's KV is on its way to another engine."
+    )
+    faults: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), Flag("--fault")] = Field(
+        (), description="Faults in force from its start, as the header `x-sim-fault` writes them."
+    )
 
     @property
     def timing(self) -> Timing:
@@ -293,8 +342,16 @@ class SimSettings(_Group):
 
     def core_json(self) -> bytes:
         """The document that the core's simulator reads."""
-        face = self.model_dump(include={"listen", "model", "name", "speed", "seed"})
-        return json.dumps(face | {"engine": self.engine()}).encode()
+        events = KvEvents() if self.kv_events_config is None else parsed(self.kv_events_config)
+        written = {"encoding": self.kv_events_encoding, "hashes": self.kv_events_hashes}
+        transfer = {
+            "role": None if self.kv_role == "none" else self.kv_role,
+            "load_failure_policy": self.kv_load_failure_policy,
+            "lease_s": self.kv_lease_s,
+            "us_per_token": self.transfer_us_per_token,
+        }
+        parts = {"engine": self.engine(), "kv_events": events.document() | written, "kv_transfer": transfer}
+        return json.dumps(self.model_dump(include=_FACE) | parts).encode()
 
 
 class Settings(_Group):
@@ -307,7 +364,10 @@ class Settings(_Group):
 
     def core_json(self) -> bytes:
         """The document that the core reads: `route`, `wire`, `engines`; every field present, in ms and bytes."""
-        shared = {"max_inflight", "trust_kv_transfer_params", "model_aliases", "log_requests"}
+        shared = {
+            *("max_inflight", "trust_kv_transfer_params", "model_aliases"),
+            *("log_requests", "log_prompt_hashes"),
+        }
         seed = secrets.randbits(64) if self.route.seed is None else self.route.seed
         wire = self.upstream.model_dump() | self.gateway.model_dump(include=shared) | {"seed": seed}
         return json.dumps(

@@ -34,7 +34,7 @@ def takes_settings(*groups: str, without: frozenset[str] = frozenset()) -> Calla
         own = [p for p in inspect.signature(run, eval_str=True).parameters.values() if p.name != "settings"]
         keyword = inspect.Parameter.KEYWORD_ONLY
         config = inspect.Parameter("config", keyword, default=None, annotation=_CONFIG)
-        flags = [inspect.Parameter(_parameter(row), keyword, default=None, annotation=_option(row)) for row in rows]
+        flags = [inspect.Parameter(_parameter(row), keyword, default=None, annotation=option(row)) for row in rows]
         parameters = [p.replace(kind=keyword) for p in own] + [config, *flags]
         command.__doc__ = run.__doc__
         command.__name__ = run.__name__
@@ -54,19 +54,25 @@ def _parameter(row: Setting) -> str:
     return f"{row.group}_{row.name}"
 
 
-def _option(row: Setting) -> object:
-    """The annotation of a flag. Text goes to the settings as it is: they alone know types and bounds."""
+def option(row: Setting, panel: str | None = None, metavar: str | None = None) -> object:
+    """The annotation of a flag. Text goes to the settings as it is: they alone know types and bounds.
+
+    Args:
+        row: What the flag sets.
+        panel: Heading in the help; without one, that of the settings' group.
+        metavar: Word for the value; without one, that of its type.
+    """
     first, *others = row.flags
     names = [f"{first}/--no-{first.removeprefix('--')}", *others] if row.is_switch else [first, *others]
-    option = typer.Option(
+    info = typer.Option(
         *names,
         help=row.help + (f" [default: {row.default}]" if row.default else ""),
-        metavar=None if row.is_switch else _metavar(row),
+        metavar=None if row.is_switch else metavar or _metavar(row),
         show_default=False,
-        rich_help_panel=f"Settings: {row.group}",
+        rich_help_panel=panel or f"Settings: {row.group}",
     )
     kind: Any = bool | None if row.is_switch else list[str] | None if row.is_many else str | None
-    return Annotated[kind, option]
+    return Annotated[kind, info]
 
 
 def _metavar(row: Setting) -> str:

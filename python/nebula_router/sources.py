@@ -118,11 +118,11 @@ def _explain(error: ErrorDetails, layers: Mapping[str, Tree], file: Path | None)
     where = _where(row, layers, file)
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown setting {dotted}{_did_you_mean(loc, row)}"
-    return f"{where}: {dotted}{_shown(error['input'], row)}: {_expected(error, row)}"
+    return f"{where}: {dotted}{_shown(error['input'], row)}: {expected(error, row)}"
 
 
-def _expected(error: ErrorDetails, row: Setting | None) -> str:
-    """What would be right."""
+def expected(error: ErrorDetails, row: Setting | None) -> str:
+    """What would be right in place of the value that `row` refuses."""
     if row is None or row.is_many or not error["msg"].startswith("Input should be "):
         return error["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
     close = get_close_matches(str(error["input"]), row.values.split(", "), n=1) if row.is_choice else []

@@ -45,6 +45,12 @@ def figures(pytestconfig: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def servers(pytestconfig: pytest.Config) -> list[Server]:
+    """Servers whose logs are shown where a test fails."""
+    return pytestconfig.stash[SERVERS]
+
+
+@pytest.fixture(scope="session")
 def environment(pytestconfig: pytest.Config) -> Environment:
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     assert capture is not None

@@ -106,6 +106,39 @@ async def test_json_lines_can_be_parsed(open_gateway: OpenGateway, sims: list[Si
     assert SECRET not in gateway.log.read_text()
 
 
+async def test_hashes_of_prompts_are_logged_on_request(open_gateway: OpenGateway, sims: list[Sim]) -> None:
+    engines = [word for sim in sims for word in ("--engine", sim.url)]
+    prompt = list(range(1000, 2300))
+    prompts = {"whole": prompt, "again": prompt, "longer": [*prompt, *range(600)], "other": [*prompt[:600], *prompt]}
+    async with open_gateway(*engines, "--log-format", "json", "--log-prompt-hashes") as gateway:
+        await await_sims(gateway)
+        for name, tokens in prompts.items():
+            body = {"model": MODEL, "prompt": tokens, "max_tokens": 3}
+            await gateway.http.post(COMPLETIONS, json=body, headers={"x-request-id": f"hash-{name}"})
+        words = {"model": MODEL, "messages": [{"role": "user", "content": SECRET * 300}], "max_tokens": 2}
+        await gateway.http.post(CHAT, json=words, headers={"x-request-id": "hash-text"})
+        entries = {name: json.loads((await lines_of(gateway, f"hash-{name}"))[0]) for name in (*prompts, "text")}
+    digits = {name: re.findall("[0-9a-f]{16}", entry["blocks"]) for name, entry in entries.items()}
+    assert {name: "".join(found) for name, found in digits.items()} == {n: e["blocks"] for n, e in entries.items()}
+    assert [len(digits[name]) for name in prompts] == [3, 3, 4, 4]
+    assert digits["again"] == digits["whole"]
+    assert digits["longer"][:2] == digits["whole"][:2]
+    assert digits["other"][0] == digits["whole"][0]
+    assert not {*digits["other"][1:]} & {*digits["whole"]}
+    assert {entries[name]["block_tokens"] for name in entries} == {512.0}
+    assert [entry["completion"] for entry in entries.values()] == [3, 3, 3, 3, 2]
+    assert len(digits["text"]) == len(SECRET) * 300 // 4 // 512 + 1
+    assert SECRET not in gateway.log.read_text()
+
+
+async def test_without_being_asked_for_no_hashes_are_logged(gateway: Gateway) -> None:
+    body = {"model": MODEL, "prompt": "once upon a time " * 40, "max_tokens": 3}
+    await gateway.http.post(COMPLETIONS, json=body, headers={"x-request-id": "plain-1"})
+    (line,) = await lines_of(gateway, "plain-1")
+    assert "completion=3" in line
+    assert "block" not in line
+
+
 async def test_requests_can_be_left_out_of_the_log(open_gateway: OpenGateway, sims: list[Sim]) -> None:
     async with open_gateway("--engine", sims[0].url, "--no-log-requests") as gateway:
         await await_sims(gateway, 1)

@@ -10,7 +10,7 @@ from string import Template
 
 from nebula_router.bench import net, process
 from nebula_router.bench.error import BenchError
-from nebula_router.bench.upstream import CHAT, find
+from nebula_router.bench.upstream import find
 
 MARK = "nebula-bench "
 """Starts the line that holds the results."""
@@ -79,12 +79,12 @@ class Sample:
         return sum(self.errors.values())
 
 
-def script(bodies: Sequence[bytes]) -> str:
-    """The Lua script that posts `bodies` in turn. They are ASCII JSON, so no long bracket can end early."""
+def script(path: str, bodies: Sequence[bytes]) -> str:
+    """The Lua script that posts `bodies` to `path` in turn. They are ASCII JSON, so no long bracket can end early."""
     return SCRIPT.substitute(
         bodies="\n".join(f"[==[{body.decode('ascii')}]==]," for body in bodies),
         stride=max(1, len(bodies) // 4 + 1),
-        path=CHAT,
+        path=path,
         mark=MARK,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nebula_router.bench import net
 from nebula_router.bench.error import BenchError
 from nebula_router.bench.install import Package
+from nebula_router.bench.result import Part
 
 VLLM_ROUTER = Package("vllm-router", "0.1.17")
 SGLANG_ROUTER = Package("sglang-router", "0.3.2")
@@ -29,6 +30,8 @@ class Entrant:
     routes: bool = True
     """Whether it sends requests on to the engines; the floors answer themselves."""
     package: Package | None = None
+    parts: tuple[Part, ...] = tuple(Part)
+    """What it can be sent."""
 
 
 def _nebula(policy: str) -> Callable[[int, Sequence[str]], Command]:
@@ -81,12 +84,19 @@ ENTRANTS = (
     ),
     Entrant(
         SGLANG,
-        f"{SGLANG_ROUTER.requirement}, approximate, on text",
+        f"{SGLANG_ROUTER.requirement}, approximate, on text; refuses token ids with 422",
         _peer(SGLANG_ROUTER, "sglang_router.launch_router", "cache_aware"),
         package=SGLANG_ROUTER,
+        parts=(Part.REQUESTS, Part.STREAMS),
     ),
-    Entrant("floor-starlette", "granian + Starlette: parses the body, then answers", _floor("starlette"), routes=False),
-    Entrant("floor-asgi", "the same without Starlette", _floor("asgi"), routes=False),
+    Entrant(
+        "floor-starlette",
+        "granian + Starlette: parses the body, then answers",
+        _floor("starlette"),
+        routes=False,
+        parts=(Part.REQUESTS,),
+    ),
+    Entrant("floor-asgi", "the same without Starlette", _floor("asgi"), routes=False, parts=(Part.REQUESTS,)),
 )
 
 

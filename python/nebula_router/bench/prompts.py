@@ -1,4 +1,4 @@
-"""Chat bodies that look like traffic and are the same bytes in every run, on every machine."""
+"""Bodies that look like traffic and are the same bytes in every run, on every machine."""
 
 import json
 import random
@@ -14,6 +14,9 @@ WORDS = (  # noqa: SIM905 - prose reads better than two hundred quoted words
     "each just those people state good very make world still own see men work long get here between both life being "
     "under never engine prompt token cache router request answer question system please explain summarise translate"
 ).split()
+
+VOCABULARY = 128_256
+"""Of Llama 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,44 @@ def chat_bodies(model: str, shape: Shape | None = None, extra: Mapping[str, Any]
         ).encode("ascii")
         for i in range(shape.bodies)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShape:
+    """Conversations that grow, as token ids."""
+
+    conversations: int = 16
+    turns: int = 4
+    """Each is sent once per turn, with everything before it in front."""
+    systems: int = 8
+    """Distinct beginnings: conversation `i` starts with number `i % systems`."""
+    system_tokens: int = 512
+    first_tokens: int = 850
+    """Of the whole prompt in the first turn."""
+    turn_tokens: int = 100
+    """By which it grows each turn."""
+
+
+def token_bodies(model: str, shape: TokenShape | None = None, extra: Mapping[str, Any] | None = None) -> list[bytes]:
+    """JSON bodies for `POST /v1/completions` with token ids for a prompt, turn after turn of all conversations."""
+    shape = shape or TokenShape()
+    systems = [_tokens(f"system {i}", shape.system_tokens) for i in range(shape.systems)]
+    longest = shape.first_tokens + (shape.turns - 1) * shape.turn_tokens
+    talks = [
+        systems[i % shape.systems] + _tokens(f"conversation {i}", longest - shape.system_tokens)
+        for i in range(shape.conversations)
+    ]
+    lengths = [shape.first_tokens + turn * shape.turn_tokens for turn in range(shape.turns)]
+    return [
+        json.dumps({"model": model, "prompt": talk[:length], **(extra or {})}).encode("ascii")
+        for length in lengths
+        for talk in talks
+    ]
+
+
+def _tokens(seed: str, count: int) -> list[int]:
+    rng = random.Random(seed)  # noqa: S311 - as below
+    return [rng.randrange(VOCABULARY) for _ in range(count)]
 
 
 def _text(seed: str, size: int) -> str:

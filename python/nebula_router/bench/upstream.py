@@ -19,6 +19,7 @@ DATA = Path(__file__).parent / "data"
 MODEL = "tiny"
 """The model that the fixed replies name."""
 CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 READY_S = 10.0
 
 METRICS = f"""\
@@ -52,6 +53,7 @@ http {{
     server {{
         listen {host}:{port} backlog=4096;
         location = {chat_path} {{ return 200 {chat}; }}
+        location = {completions_path} {{ return 200 {completion}; }}
         location = /v1/models {{ return 200 {models}; }}
         location = /version {{ return 200 {version}; }}
         location = /health {{ return 200; }}
@@ -127,6 +129,8 @@ def config(folder: Path, port: int) -> str:
         port=port,
         chat_path=CHAT,
         chat=_quoted(chat_reply().decode()),
+        completions_path=COMPLETIONS,
+        completion=_quoted((DATA / "completion.json").read_text().strip()),
         models=_quoted((DATA / "models.json").read_text().strip()),
         version=_quoted((DATA / "version.json").read_text().strip()),
         metrics=_quoted(METRICS),

@@ -1,6 +1,7 @@
 """One real vLLM engine on the CPU, with the tiny model."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.e2e.engine.install import Environment
@@ -17,9 +18,10 @@ STOP_WITHIN_S = 20
 class Engine(Server):
     """An engine that starts, stops, dies and comes back under the same address."""
 
-    def __init__(self, environment: Environment, name: str, folder: Path) -> None:
+    def __init__(self, environment: Environment, name: str, folder: Path, options: Sequence[str] = ()) -> None:
         super().__init__(name, folder)
         self.environment = environment
+        self.options = options  # the last of two flags counts
 
     def start(self) -> None:
         """Launches it without waiting, so that several load at once; ``await_ready`` does the waiting."""
@@ -31,6 +33,7 @@ class Engine(Server):
                 *("--max-model-len", str(CONTEXT), "--block-size", str(BLOCK), "--num-gpu-blocks-override", "2048"),
                 *("--enforce-eager", "--enable-prefix-caching", "--enable-prompt-tokens-details"),
                 *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--disable-uvicorn-access-log"),
+                *self.options,
             ],
             {
                 **os.environ,
