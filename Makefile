@@ -28,7 +28,7 @@ $(VENV)/setup.stamp: pyproject.toml $(RUST)
 	@.ci/tools $(PYTHON)
 	@[ -x $(BIN)/maturin ] || $(PYTHON) -m venv --clear $(VENV)
 	@[ -x $(BIN)/maturin ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip maturin
-	$(BIN)/maturin develop --release --extras dev,bench
+	$(BIN)/maturin develop --release --extras dev,bench,plot
 	@touch $@
 
 .PHONY: run
@@ -80,11 +80,21 @@ format: setup ## Format everything
 .PHONY: bench
 bench: setup ## Time the parts: criterion and pytest-benchmark
 	cargo bench --workspace --exclude nebula-bind --locked
+	cargo bench --manifest-path benches/peer/Cargo.toml --locked
 	$(BIN)/python -m pytest benches --benchmark-only
 
 .PHONY: bench-gateway
 bench-gateway: setup ## Measure the gateway beside its peers (needs nginx and wrk)
 	$(BIN)/nebula bench gateway
+
+.PHONY: bench-smoke
+bench-smoke: setup ## Every benchmark once and short, so that none rots (needs nginx and wrk)
+	cargo bench --quiet --workspace --exclude nebula-bind --bench '*' --locked -- --test
+	cargo bench --quiet --manifest-path benches/peer/Cargo.toml --locked -- --test
+	$(BIN)/python -m pytest benches --benchmark-disable
+	$(BIN)/nebula bench gateway --only direct --only nebula --only floor --rounds 1 -c 8 --streams 16
+	$(BIN)/nebula bench soak --streams 100 --seconds 5
+	$(BIN)/nebula simulate --workload multi_turn --sessions 40 --engines 2 --policy all --json > /dev/null
 
 .PHONY: soak
 soak: setup ## A thousand streams for a minute: no lost byte, flat memory
