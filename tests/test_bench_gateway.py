@@ -245,7 +245,7 @@ def test_help_shows_examples() -> None:
     for command in ("gateway", "soak"):
         shown = CliRunner().invoke(app, [command, "--help"])
         assert shown.exit_code == 0
-        assert "python -m nebula_router.bench" in shown.output
+        assert "nebula bench" in shown.output
 
 
 def test_what_cannot_start_says_so_in_one_line() -> None:

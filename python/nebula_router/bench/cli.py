@@ -150,13 +150,13 @@ def gateway(  # noqa: PLR0913 - each is a flag
     Needs: `apt-get install nginx-light wrk`
 
     Examples:
-    - `python -m nebula_router.bench gateway`
+    - `nebula bench gateway`
 
-    - `python -m nebula_router.bench gateway --only nebula --only vllm-router --seconds 10 -c 64 --part requests`
+    - `nebula bench gateway --only nebula --only vllm-router --seconds 10 -c 64 --part requests`
 
-    - `python -m nebula_router.bench gateway --part streams --pace steps --streams 1000 --rounds 1`
+    - `nebula bench gateway --part streams --pace steps --streams 1000 --rounds 1`
 
-    - `python -m nebula_router.bench gateway --json - | jq .rows`
+    - `nebula bench gateway --json - | jq .rows`
     """
     console = _console(json)
     with _reported(console):
@@ -208,9 +208,9 @@ def soak(
     memory flat; otherwise, and on any error, the exit status is 1.
 
     Examples:
-    - `python -m nebula_router.bench soak`
+    - `nebula bench soak`
 
-    - `python -m nebula_router.bench soak --streams 200 --seconds 10 --speed 1 --logs /tmp/soak`
+    - `nebula bench soak --streams 200 --seconds 10 --speed 1 --logs /tmp/soak`
     """
     console = _console(json)
     with _reported(console):

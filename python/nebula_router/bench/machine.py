@@ -76,7 +76,7 @@ def describe() -> Machine:
     """This machine, now."""
     return Machine(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["python", "-m", "nebula_router.bench", *sys.argv[1:]]),
+        command=shlex.join(["nebula", "bench", *sys.argv[1 + (sys.argv[1:2] == ["bench"]) :]]),
         commit=_commit(),
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)),

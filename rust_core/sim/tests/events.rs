@@ -162,7 +162,7 @@ async fn the_buffer_is_bounded_and_only_well_formed_requests_are_answered() {
 async fn subscribers_come_late_stall_and_die_and_the_others_miss_nothing() {
     // Batches of 19 kB, of which the buffers of a socket hold some hundreds of kilobytes or megabytes.
     let engine = EngineConfig { max_num_batched_tokens: 4096, ..engine(32, 1000.0) };
-    let kv_events = EventsConfig { hwm: 200, ..events() };
+    let kv_events = EventsConfig { hwm: 100, ..events() };
     let server = start(SimConfig { engine, ..publishing(kv_events) }).await;
     let (addr, context) = (server.addr(), zmq::Context::new());
     let mut readers = Vec::new();
@@ -181,7 +181,7 @@ async fn subscribers_come_late_stall_and_die_and_the_others_miss_nothing() {
     for reader in &readers {
         while reader.try_recv().is_some() {}
     }
-    let rounds = 700;
+    let rounds = 450;
     let mut watching = Vec::new();
     readers.push(late);
     for reader in readers {
@@ -206,7 +206,11 @@ async fn subscribers_come_late_stall_and_die_and_the_others_miss_nothing() {
     while let Some(frames) = stalled.recv_within(Duration::from_millis(200)).await {
         kept.push(Batch::of(frames).seq);
     }
-    assert!(kept.len() < 680, "of 720 batches one that does not read gets {}", kept.len());
+    // What is beyond the high-water mark and the buffers of the system is lost to it.
+    let wmem = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").expect("Linux");
+    let buffered: usize = wmem.split_whitespace().last().expect("a bound").parse().expect("bytes");
+    let most = 100 + buffered / 19_000 + 40;
+    assert!(kept.len() <= most, "of 470 batches one that does not read gets {}", kept.len());
     assert!(kept.is_sorted());
     server.stop().await;
 }

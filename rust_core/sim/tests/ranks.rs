@@ -150,7 +150,7 @@ async fn a_restart_cuts_refuses_and_forgets_without_a_clear() {
     until(async || server.gauges().running == 1).await;
     let down = Instant::now();
     assert_eq!(
-        post(addr, "/sim/restart", r#"{"down_ms":300}"#).await.text(),
+        post(addr, "/sim/restart", r#"{"down_ms":800}"#).await.text(),
         r#"{"success":true}"#
     );
     let mut cut = Vec::new();
@@ -159,9 +159,9 @@ async fn a_restart_cuts_refuses_and_forgets_without_a_clear() {
     assert!(matches!(idle.read(&mut [0; 1]).await, Ok(0) | Err(_)), "an idle connection is cut");
     let refused = async || matches!(TcpStream::connect(addr).await, Err(e) if e.kind() == ErrorKind::ConnectionRefused);
     until(refused).await;
-    assert!(down.elapsed() < Duration::from_millis(300), "it was up to be refused");
+    assert!(down.elapsed() < Duration::from_millis(800), "it was up to be refused");
     until(async || !refused().await).await;
-    assert!(down.elapsed() >= Duration::from_millis(300));
+    assert!(down.elapsed() >= Duration::from_millis(800));
 
     assert!(born(&get(addr, "/metrics").await) > birth);
     assert_eq!(by_rank(addr, "vllm:prompt_tokens_total", 2).await, [0.0; 2]);

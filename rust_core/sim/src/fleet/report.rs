@@ -230,7 +230,7 @@ impl Columns {
 
 impl Series {
     fn of(done: &[&Record]) -> Series {
-        let span = done.iter().map(|record| record.arrived).max().unwrap_or(0) + 1;
+        let span = done.iter().map(|record| record.arrived).max().unwrap_or(0).saturating_add(1);
         let mut sums = [(0_u64, 0_u64); POINTS];
         for record in done {
             let point = (u128::from(record.arrived) * POINTS as u128 / u128::from(span)) as usize;

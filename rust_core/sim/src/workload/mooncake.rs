@@ -68,10 +68,13 @@ impl Workload {
 
 // === impl Row ===
 
+/// Latest time of a trace: far beyond now in milliseconds since 1970, and a number that nanoseconds have room for.
+const LATEST_MS: f64 = 1e13;
+
 impl Row {
     fn check(&self, number: usize, tokens_per_id: u32) -> Result<(), WorkloadError> {
-        if self.timestamp < 0.0 {
-            let reason = format!("must be at least 0 ms, is {}", self.timestamp);
+        if !(0.0..=LATEST_MS).contains(&self.timestamp) {
+            let reason = format!("must be 0 to {LATEST_MS:.0} ms, is {}", self.timestamp);
             return Err(WorkloadError::line(number, "timestamp", reason));
         }
         let ids = self.hash_ids.len() as u64;

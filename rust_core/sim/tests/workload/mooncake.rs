@@ -122,7 +122,7 @@ fn what_is_wrong_is_named_with_line_and_field() {
         ),
         (
             r#"{"timestamp":-1,"input_length":1,"output_length":1,"hash_ids":[1]}"#,
-            "timestamp: must be at least 0 ms, is -1",
+            "timestamp: must be 0 to 10000000000000 ms, is -1",
         ),
         (
             r#"{"timestamp":0,"input_length":"many","output_length":1,"hash_ids":[1]}"#,

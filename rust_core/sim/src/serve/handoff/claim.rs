@@ -104,14 +104,15 @@ impl Claim {
         }
     }
 
-    /// Renews the claim for as long as that goes well.
+    /// Renews the claim for as long as that goes well: until the blocks are gone, or nobody answers for a whole lease.
     async fn keep_up(&self) -> Lost {
         let handoffs = &self.app.handoffs;
-        let beat = handoffs.real(handoffs.config.lease_s / BEATS).max(Duration::from_millis(1));
+        let lease = handoffs.real(handoffs.config.lease_s);
+        let beat = lease.div_f64(BEATS).max(Duration::from_millis(1));
         loop {
+            let over = Instant::now() + lease;
             sleep(beat).await;
-            let answer = timeout_at(Instant::now() + beat, self.send(CLAIM_PATH)).await;
-            if !matches!(answer, Ok(Ok(true))) {
+            if !matches!(timeout_at(over, self.send(CLAIM_PATH)).await, Ok(Ok(true))) {
                 return Lost;
             }
         }
