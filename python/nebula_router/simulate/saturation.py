@@ -113,6 +113,6 @@ def _bracket(engines: int, keeps_up: Callable[[float], bool]) -> tuple[float, fl
 
 def _never(engines: int, speed: float) -> ConfigError:
     return ConfigError(
-        f"--load: {engines:,} engines do not keep up even at speed {speed:g}: they are too few, or the workload spans "
+        f"--load: {engines:,} engines do not keep up even at speed {speed:g}; they are too few, or the workload spans "
         "hardly any time; use more --engines or more requests, or set --speed"
     )
