@@ -61,6 +61,8 @@ lint: lint-rust lint-python ## Everything that reads the code: formats, lints, t
 .PHONY: lint-rust
 lint-rust: setup ## cargo fmt and clippy
 	cargo fmt --all --check
+	cargo fmt --manifest-path benches/peer/Cargo.toml --check
+	@cargo metadata --manifest-path benches/peer/Cargo.toml --locked --format-version 1 >/dev/null
 	PYO3_PYTHON=$(abspath $(BIN)/python) cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 
 .PHONY: lint-python
