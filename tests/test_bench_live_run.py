@@ -212,14 +212,19 @@ def test_a_server_that_comes_late_is_waited_for_and_one_that_does_not_is_told_of
 
 def test_ctrl_c_keeps_what_there_is(sim: Sim, tmp_path: Path) -> None:
     words = ["--base-url", sim.url, *SMALL, "--num-prompts", "100000", "--request-rate", "200", "--save-result"]
-    command = [sys.executable, "-m", "nebula_router", "bench", *words, "--result-dir", str(tmp_path)]
+    # What runs in the background may have been told to ignore the signal.
+    default = ["env", "--default-signal=INT"]
+    command = [*default, sys.executable, "-m", "nebula_router", "bench", *words, "--result-dir", str(tmp_path)]
     environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as run:
         until = time.monotonic() + 60
         while time.monotonic() < until and running(sim) < 20:
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
-        out, _ = run.communicate(timeout=30)
+        try:
+            out, _ = run.communicate(timeout=30)
+        finally:
+            run.kill()
     assert run.returncode == 130
     assert b"interrupted" in out
     [file] = tmp_path.iterdir()
