@@ -36,6 +36,8 @@ pub struct Chain {
     hashes: Vec<u64>,
     tokens_per_block: f32,
     prompt_tokens: u32,
+    /// Whether these are the blocks that an engine makes of the prompt, all of them.
+    exact: bool,
 }
 
 // === impl Scope ===
@@ -81,7 +83,40 @@ impl Chain {
             hashes,
             tokens_per_block: scope.block as f32,
             prompt_tokens: saturated(tokens.len()),
+            exact: true,
         }
+    }
+
+    /// The chain of a prompt that is known as tokens up to its first medium and as text from there on. What follows is
+    /// cut into blocks of as many bytes as a block of tokens is taken for: equal conversations meet in them, and no
+    /// engine's event does.
+    ///
+    /// # Cost
+    /// O(tokens + bytes).
+    #[must_use]
+    pub fn from_tokens_then_text(
+        scope: &Scope,
+        tokens: &[u32],
+        text: &[u8],
+        bytes_per_token: f32,
+    ) -> Chain {
+        let mut chain = Chain::from_tokens(scope, tokens);
+        let block =
+            Scope { block: rounded((scope.block as f32 * bytes_per_token).into()), ..*scope };
+        // The tokens behind the last full block stand at the head of the rest, so that they count.
+        let full = chain.hashes.len() * scope.block as usize;
+        let rest: Vec<u8> = tokens[full.min(tokens.len())..]
+            .iter()
+            .flat_map(|token| token.to_le_bytes())
+            .chain(text.iter().copied())
+            .collect();
+        let mut last = chain.hashes.last().copied().unwrap_or_else(|| scope.seed());
+        chain.hashes.extend(rest.chunks_exact(block.block.max(1) as usize).map(|bytes| {
+            last = link(last, xxh3_64(bytes));
+            last
+        }));
+        let more = rounded(text.len() as f64 / f64::from(bytes_per_token.max(f32::MIN_POSITIVE)));
+        Chain { prompt_tokens: chain.prompt_tokens.saturating_add(more), exact: false, ..chain }
     }
 
     /// The chain of a prompt known as text only; its tokens are estimated at `bytes_per_token` (above zero).
@@ -104,13 +139,14 @@ impl Chain {
             hashes,
             tokens_per_block: scope.block as f32 / bytes_per_token,
             prompt_tokens: rounded(text.len() as f64 / f64::from(bytes_per_token)),
+            exact: false,
         }
     }
 
     /// A prompt of which only the length is known: it shares no block with any other.
     #[must_use]
     pub fn empty(prompt_tokens: u32) -> Chain {
-        Chain { hashes: Vec::new(), tokens_per_block: 0.0, prompt_tokens }
+        Chain { hashes: Vec::new(), tokens_per_block: 0.0, prompt_tokens, exact: false }
     }
 
     /// One hash per full block, each over the block and all before it.
@@ -123,7 +159,7 @@ impl Chain {
     /// much work as all of them.
     #[must_use]
     pub fn with_prompt_tokens(self, prompt_tokens: u32) -> Chain {
-        Chain { prompt_tokens, ..self }
+        Chain { prompt_tokens, exact: false, ..self }
     }
 
     /// Tokens in one block, a fraction where they are estimated; 0 where only the prompt's length is known.
@@ -138,9 +174,24 @@ impl Chain {
         self.prompt_tokens
     }
 
-    /// Tokens in the `blocks` leading blocks, never above [`Chain::prompt_tokens`].
+    /// Whether these are the blocks that an engine makes of the prompt, all of them: what events tell is then the truth
+    /// about it, and a prediction can be right to the block.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        self.exact
+    }
+
+    /// Tokens that the `blocks` leading blocks save, never above [`Chain::prompt_tokens`]. An engine computes the last
+    /// token of a prompt in any case, and with it the whole block, so of an exact chain the block that holds it saves
+    /// nothing.
     #[must_use]
     pub fn tokens(&self, blocks: u32) -> u32 {
+        let blocks = if self.exact {
+            let size = rounded(self.tokens_per_block.into()).max(1);
+            blocks.min(self.prompt_tokens.saturating_sub(1) / size)
+        } else {
+            blocks
+        };
         rounded(f64::from(blocks) * f64::from(self.tokens_per_block)).min(self.prompt_tokens)
     }
 }

@@ -18,6 +18,16 @@ pub struct Config {
     pub tree_max_bytes: u64,
     /// How long a route is taken for cached without any event that says so.
     pub route_ttl_ms: u64,
+    /// The same for a rank whose KV events come in: they tell soon, and say more.
+    pub event_route_ttl_ms: u64,
+    /// Tokens that the KV cache of one rank holds, where its engine does not say.
+    pub rank_kv_tokens: Option<u64>,
+    /// Worth of a cached token in the machine's memory, in cached tokens of the GPU.
+    pub cpu_credit: f32,
+    /// Worth of a cached token in storage, in cached tokens of the GPU.
+    pub storage_credit: f32,
+    /// A second policy by name, which is asked and not followed; `null` asks none.
+    pub shadow_policy: Option<String>,
     /// Price of one token that this request would have to compute, in tokens of prefill work that is booked already.
     pub uncached_weight: f32,
     /// Price of one running request on a rank, in tokens of prefill work.

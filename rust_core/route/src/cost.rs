@@ -21,7 +21,41 @@ pub struct Terms {
     pub total: f32,
 }
 
-/// The price of a request of `prompt_tokens`, of which the rank holds `overlap_tokens`.
+/// Prompt tokens that a rank is believed to hold, by where it holds them. Each token stands once, where it is nearest.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Cached {
+    /// In the GPU's memory.
+    pub gpu: u32,
+    /// In the machine's memory, behind those.
+    pub cpu: u32,
+    /// In storage, behind those.
+    pub storage: u32,
+}
+
+impl Cached {
+    /// All of them.
+    #[must_use]
+    pub fn total(self) -> u32 {
+        self.gpu.saturating_add(self.cpu).saturating_add(self.storage)
+    }
+
+    /// What they are worth in tokens that need not be computed: those of a slower tier must be loaded first, and a rank
+    /// that does not deliver is believed by `credit`, 0 to 1.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a positive number of tokens; `as` saturates"
+    )]
+    pub fn worth(self, config: &Config, credit: f32) -> u32 {
+        let tiers = self.gpu as f32
+            + config.cpu_credit * self.cpu as f32
+            + config.storage_credit * self.storage as f32;
+        (credit * tiers).round() as u32
+    }
+}
+
+/// The price of a request of `prompt_tokens`, of which `overlap_tokens` need not be computed.
 ///
 /// At least one token is always computed: an engine never serves the last token of a prompt from its cache.
 #[must_use]

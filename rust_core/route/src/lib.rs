@@ -2,23 +2,31 @@
 //! decision can be tested, model-checked and simulated.
 //!
 //! ```text
-//! block    a prompt as a chain of block hashes
-//! tree     which rank holds which blocks
-//! event    what engines say of their blocks
-//! fleet    engines, ranks and models: one snapshot
-//! health   whether an engine takes traffic
-//! load     what is booked on each rank; the guard that returns it
-//! cost     overlap and load -> price
-//! pick     prices -> choice
-//! policy   the named ways to choose
-//! router   all of it, for one request
+//! block      a prompt as a chain of block hashes
+//! tree       which rank holds which blocks
+//! event      what engines say of their blocks
+//! engine     one engine: what is said and known of it
+//! fleet      engines and models: one snapshot
+//! health     whether an engine takes traffic
+//! load       what is booked on each rank; the guard that returns it
+//! belief     what predictions about a rank were worth
+//! candidate  the ranks that can take a request
+//! cost       overlap and load -> price
+//! pick       prices -> choice
+//! policy     the named ways to choose
+//! router     all of it, for one request
+//! explain    the same with every term, and nothing booked
 //! ```
 
+mod belief;
 pub mod block;
+mod candidate;
 mod config;
 pub mod cost;
+mod engine;
 mod error;
 pub mod event;
+mod explain;
 mod fleet;
 pub mod health;
 pub mod load;
@@ -28,18 +36,22 @@ mod router;
 mod sync;
 pub mod tree;
 
+pub use belief::{Belief, Check, Prediction, Verdict};
 pub use block::{Chain, KeyKind, Scope};
+pub use candidate::Query;
 pub use config::Config;
-pub use cost::Terms;
+pub use cost::{Cached, Terms};
+pub use engine::{Engine, EngineId, EngineSpec, EngineView, Facts, KeySource, KeySpec, ModelFact};
 pub use error::Error;
 pub use event::Event;
-pub use fleet::{Engine, EngineId, EngineSpec, EngineView, Facts, ModelFact};
+pub use explain::Explanation;
+pub use fleet::Served;
 pub use health::{Outcome, Probe, Status};
 pub use load::{Guard, Ledger, Load};
 pub use policy::{POLICIES, Policy};
-pub use router::{Choice, Query, Router};
+pub use router::{Choice, Other, Router};
 pub use sync::Swap;
-pub use tree::{SharedTree, Tree, TreeStats};
+pub use tree::{Applied, SharedTree, Tree, TreeStats};
 
 /// Milliseconds of a monotonic clock that the caller keeps.
 pub type Millis = u64;

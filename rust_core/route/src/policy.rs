@@ -5,8 +5,8 @@ use std::str::FromStr;
 use fastrand::Rng;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::fleet::Engine;
-use crate::{Error, Load, Terms, pick};
+use crate::candidate::Candidate;
+use crate::{Error, pick};
 
 /// The policies' names, the default first.
 pub const POLICIES: [&str; 6] =
@@ -29,18 +29,29 @@ pub enum Policy {
     Session,
 }
 
-/// One rank that can take the request.
-pub(crate) struct Candidate<'a> {
-    pub(crate) engine: &'a std::sync::Arc<Engine>,
-    pub(crate) rank_index: u32,
-    pub(crate) load: Load,
-    /// The turn in which it was last chosen.
-    pub(crate) turn: u64,
-    pub(crate) overlap_tokens: u32,
-    pub(crate) terms: Terms,
-}
+const ALL: [Policy; 6] = [
+    Policy::Kv,
+    Policy::RoundRobin,
+    Policy::Random,
+    Policy::LeastLoaded,
+    Policy::PowerOfTwo,
+    Policy::Session,
+];
 
 impl Policy {
+    /// Its name, as settings write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Policy::Kv => "kv",
+            Policy::RoundRobin => "round_robin",
+            Policy::Random => "random",
+            Policy::LeastLoaded => "least_loaded",
+            Policy::PowerOfTwo => "power_of_two",
+            Policy::Session => "session",
+        }
+    }
+
     /// Whether the choice depends on what the ranks hold.
     pub(crate) fn reads_tree(self) -> bool {
         self == Policy::Kv
@@ -96,15 +107,7 @@ impl FromStr for Policy {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Policy, Error> {
-        match name {
-            "kv" => Ok(Policy::Kv),
-            "round_robin" => Ok(Policy::RoundRobin),
-            "random" => Ok(Policy::Random),
-            "least_loaded" => Ok(Policy::LeastLoaded),
-            "power_of_two" => Ok(Policy::PowerOfTwo),
-            "session" => Ok(Policy::Session),
-            _ => Err(unknown(name)),
-        }
+        ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| unknown(name))
     }
 }
 
@@ -121,7 +124,7 @@ mod tests {
     #[test]
     fn every_name_is_a_policy_and_an_unknown_one_is_refused_with_the_nearest() {
         for name in POLICIES {
-            assert!(name.parse::<Policy>().is_ok(), "{name}");
+            assert_eq!(name.parse::<Policy>().map(Policy::name), Ok(name));
         }
         let error = "round-robin".parse::<Policy>().unwrap_err();
         assert!(matches!(error, Error::UnknownPolicy { nearest: "round_robin", .. }), "{error}");

@@ -4,43 +4,30 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 
-use crate::fleet::{Fleet, NextIds};
+use crate::candidate::{Candidate, Candidates, candidates, none_can};
+use crate::engine::{Engine, EngineSpec, Facts, ModelFact};
+use crate::fleet::{Fleet, NextIds, Served};
 use crate::health::Standing;
-use crate::policy::Candidate;
 use crate::sync::{AtomicU64, Ordering};
-use crate::tree::{SharedTree, TreeStats};
+use crate::tree::{Applied, SharedTree, TreeStats};
 use crate::{
-    Chain, Config, Engine, EngineId, EngineSpec, Error, Event, Facts, Guard, Millis, ModelFact,
-    Outcome, Policy, Probe, RankId, Swap, Terms, cost,
+    Cached, Chain, Config, Error, Event, Guard, Millis, Outcome, Policy, Probe, Query, RankId,
+    Swap, Terms, cost,
 };
 
 /// The brain of a gateway: fleet, index, books, policy.
 pub struct Router {
     config: Config,
-    policy: Policy,
+    pub(crate) policy: Policy,
+    /// Asked and not followed.
+    pub(crate) shadow: Option<Policy>,
     fleet: Swap<Fleet>,
     /// Held while a new fleet is made, so that two changes do not lose each other.
     next_ids: Mutex<NextIds>,
     tree: SharedTree,
     turn: AtomicU64,
-    rng: Mutex<Rng>,
-}
-
-/// What a decision depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct Query<'a> {
-    /// The model's name.
-    pub model: &'a str,
-    /// The prompt's blocks.
-    pub chain: &'a Chain,
-    /// The conversation, for session affinity.
-    pub session: Option<&'a str>,
-    /// The data-parallel rank that the client asks for.
-    pub rank: Option<u32>,
-    /// Engines that were tried already.
-    pub excluded: &'a [EngineId],
+    pub(crate) rng: Mutex<Rng>,
 }
 
 /// The engine that gets the request, and why. The load is booked until the guard goes.
@@ -53,25 +40,41 @@ pub struct Choice {
     /// The rank within its engine.
     pub rank_index: u32,
     /// Prompt tokens that the rank is believed to hold.
-    pub overlap_tokens: u32,
+    pub cached: Cached,
+    /// The share of them that counted in the price.
+    pub credit: f32,
     /// Prompt tokens in all; an estimate where the prompt is text.
     pub prompt_tokens: u32,
+    /// Whether the prediction can be right to the block.
+    pub exact: bool,
     /// Requests that were booked on the rank before this one.
     pub running_before: u32,
     /// The price.
     pub terms: Terms,
     /// Ranks that could have taken it.
     pub candidates: u32,
+    /// The cheapest rank but the chosen one.
+    pub runner_up: Option<Other>,
+    /// What the shadow policy would have chosen, where there is one.
+    pub shadow: Option<Other>,
     /// Returns the load when it is dropped.
     pub guard: Guard,
+}
+
+/// A rank that was not chosen, or only by the shadow policy.
+#[derive(Clone, Debug)]
+pub struct Other {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// The rank within its engine.
+    pub rank_index: u32,
+    /// The price of the request there.
+    pub cost: f32,
 }
 
 /// How long a route counts before the engine has answered: it draws requests of the same prefix together while the first
 /// one is computed, and a request that the engine never took leaves no lasting claim.
 const UNANSWERED_MS: Millis = 60_000;
-
-/// Candidates and overlaps of one decision; on the stack for fleets up to this size, one allocation beyond.
-type Candidates<'a> = SmallVec<[Candidate<'a>; 32]>;
 
 impl Router {
     /// A router without engines. Equal seeds make equal random choices.
@@ -81,6 +84,7 @@ impl Router {
     pub fn new(config: Config, seed: u64) -> Result<Router, Error> {
         Ok(Router {
             policy: config.policy.parse()?,
+            shadow: config.shadow_policy.as_deref().map(str::parse).transpose()?,
             fleet: Swap::new(Fleet::default()),
             next_ids: Mutex::default(),
             tree: SharedTree::new(config.tree_max_bytes),
@@ -99,18 +103,43 @@ impl Router {
     /// [`Error::UnknownModel`], or [`Error::NoEngine`] if nobody can take it now.
     pub fn route(&self, query: &Query<'_>, now: Millis) -> Result<Choice, Error> {
         let fleet = self.fleet.load();
-        let mut candidates = candidates(&fleet, query, now)?;
-        if self.policy.reads_tree() {
+        let candidates = self.priced(&fleet, query, now)?;
+        let mut rng = self.rng.lock();
+        let chosen = self.policy.choose(&candidates, query.session, &mut rng);
+        let chosen = chosen.ok_or_else(|| none_can(&fleet, query.model))?;
+        let shadow = self.shadow.and_then(|shadow| {
+            shadow.choose(&candidates, query.session, &mut rng).map(|at| &candidates[at])
+        });
+        drop(rng);
+        let shadow = shadow.map(Other::of);
+        Ok(Choice { shadow, ..self.book(&candidates, chosen, now) })
+    }
+
+    /// The ranks that can take a request, each with its price.
+    pub(crate) fn priced<'f>(
+        &self,
+        fleet: &'f Fleet,
+        query: &Query<'f>,
+        now: Millis,
+    ) -> Result<Candidates<'f>, Error> {
+        let mut candidates = candidates(fleet, query, now)?;
+        if self.reads_tree() {
             self.overlaps(query.chain, &mut candidates);
+            for (_, chain) in query.other_chains {
+                self.overlaps(chain, &mut candidates);
+            }
         }
         for candidate in &mut candidates {
-            let prompt_tokens = query.chain.prompt_tokens();
-            candidate.terms =
-                cost::price(&self.config, &candidate.load, prompt_tokens, candidate.overlap_tokens);
+            let worth = candidate.cached.worth(&self.config, candidate.credit);
+            let prompt_tokens = candidate.chain.prompt_tokens();
+            candidate.terms = cost::price(&self.config, &candidate.load, prompt_tokens, worth);
         }
-        let chosen = self.policy.choose(&candidates, query.session, &mut self.rng.lock());
-        let chosen = chosen.ok_or_else(|| none_can(&fleet, query.model))?;
-        Ok(self.book(&candidates[chosen], query.chain, candidates.len(), now))
+        Ok(candidates)
+    }
+
+    /// The fleet of now.
+    pub(crate) fn fleet(&self) -> Arc<Fleet> {
+        self.fleet.load()
     }
 
     /// The fleet from now on. Engines whose spec is unchanged keep their state, load and blocks.
@@ -150,6 +179,11 @@ impl Router {
         self.fleet.load().models()
     }
 
+    /// How a model is served; `None` while no engine is known to have it.
+    pub fn served(&self, model: &str) -> Option<Arc<Served>> {
+        self.fleet.load().served(model).cloned()
+    }
+
     /// What an engine says of itself.
     pub fn learn(&self, engine: &Engine, facts: Facts) {
         let _one_change_at_a_time = self.next_ids.lock();
@@ -179,17 +213,24 @@ impl Router {
 
     /// The engine has answered: what was booked as its route is now what it holds.
     pub fn keep(&self, choice: &Choice, chain: &Chain, now: Millis) {
-        if self.policy.reads_tree() {
-            let until = now + self.config.route_ttl_ms;
+        if self.reads_tree() {
+            let until = now + self.route_ttl(&choice.engine, choice.rank_index, chain);
             self.tree.note_route(choice.rank, chain.hashes(), until);
         }
     }
 
     /// What an engine says of the blocks of one of its ranks.
-    pub fn apply(&self, rank: RankId, events: &[Event]) {
+    pub fn apply(&self, rank: RankId, events: &[Event]) -> Applied {
+        let mut applied = Applied::default();
         for event in events {
-            self.tree.apply(rank, event);
+            applied += self.tree.apply(rank, event);
         }
+        applied
+    }
+
+    /// Forgets all that a rank holds: what its events said is incomplete.
+    pub fn clear(&self, rank: RankId) {
+        self.tree.remove_rank(rank);
     }
 
     /// Drops routes whose time is over.
@@ -207,110 +248,119 @@ impl Router {
         &self.config
     }
 
+    fn reads_tree(&self) -> bool {
+        self.policy.reads_tree() || self.shadow.is_some_and(Policy::reads_tree)
+    }
+
+    /// Fills in what the ranks that cut their prompts as `chain` hold of it.
     fn overlaps(&self, chain: &Chain, candidates: &mut Candidates<'_>) {
-        if chain.hashes().is_empty() {
+        let concerned = |candidate: &Candidate<'_>| std::ptr::eq(candidate.chain, chain);
+        if chain.hashes().is_empty() || !candidates.iter().any(concerned) {
             return;
         }
         let mut held = Vec::new();
         self.tree.matches(chain.hashes(), &mut held);
         held.sort_unstable();
-        for candidate in candidates {
+        for candidate in candidates.iter_mut().filter(|candidate| concerned(candidate)) {
             let rank = candidate.engine.rank(candidate.rank_index);
             if let Ok(at) = held.binary_search_by_key(&rank, |(rank, _)| *rank) {
-                candidate.overlap_tokens = chain.tokens(held[at].1);
+                candidate.cached = Cached { gpu: chain.tokens(held[at].1), ..Cached::default() };
             }
         }
     }
 
-    fn book(
-        &self,
-        chosen: &Candidate<'_>,
-        chain: &Chain,
-        candidates: usize,
-        now: Millis,
-    ) -> Choice {
+    fn book(&self, candidates: &Candidates<'_>, chosen: usize, now: Millis) -> Choice {
+        let runner_up = runner_up(candidates, chosen).map(|at| Other::of(&candidates[at]));
+        let chosen = &candidates[chosen];
+        let (engine, chain) = (chosen.engine, chosen.chain);
         let prompt_tokens = chain.prompt_tokens();
-        let prefill = u64::from(prompt_tokens.saturating_sub(chosen.overlap_tokens));
-        let ledger = chosen.engine.ledger(chosen.rank_index);
+        let worth = chosen.cached.worth(&self.config, chosen.credit);
+        let prefill = u64::from(prompt_tokens.saturating_sub(worth));
+        let ledger = engine.ledger(chosen.rank_index);
         ledger.take_turn(self.turn.fetch_add(1, Ordering::Relaxed));
-        if chosen.engine.standing(now) == Standing::Trial {
-            chosen.engine.trial(&self.config, now);
+        if engine.standing(now) == Standing::Trial {
+            engine.trial(&self.config, now);
         }
         let guard = ledger.book(prefill, prompt_tokens.into());
-        let rank = chosen.engine.rank(chosen.rank_index);
-        if self.policy.reads_tree() {
-            let until = now + self.config.route_ttl_ms.min(UNANSWERED_MS);
-            self.tree.note_route(rank, chain.hashes(), until);
+        let rank = engine.rank(chosen.rank_index);
+        if self.reads_tree() {
+            let ttl = self.config.route_ttl_ms.min(UNANSWERED_MS);
+            self.tree.note_route(rank, chain.hashes(), now + ttl);
         }
         Choice {
-            engine: Arc::clone(chosen.engine),
+            engine: Arc::clone(engine),
             rank,
             rank_index: chosen.rank_index,
-            overlap_tokens: chosen.overlap_tokens,
+            cached: chosen.cached,
+            credit: chosen.credit,
             prompt_tokens,
+            exact: chain.is_exact(),
             running_before: chosen.load.running,
             terms: chosen.terms,
-            candidates: u32::try_from(candidates).unwrap_or(u32::MAX),
+            candidates: u32::try_from(candidates.len()).unwrap_or(u32::MAX),
+            runner_up,
+            shadow: None,
             guard,
         }
     }
 
+    /// How long a route counts once the engine has answered. Events soon tell more, if they tell of these blocks at all.
+    fn route_ttl(&self, engine: &Engine, rank_index: u32, chain: &Chain) -> Millis {
+        let told = engine.belief(rank_index).is_some_and(crate::Belief::has_events);
+        if told && chain.is_exact() {
+            self.config.event_route_ttl_ms
+        } else {
+            self.config.route_ttl_ms
+        }
+    }
+
     fn forget(&self, engine: &Engine) {
-        for rank in engine.ranks() {
+        for (rank_index, rank) in (0..).zip(engine.ranks()) {
             self.tree.remove_rank(rank);
+            if let Some(belief) = engine.belief(rank_index) {
+                belief.reset();
+            }
         }
     }
 }
 
-/// The ranks of the best standing that any engine of the model has.
-fn candidates<'f>(
-    fleet: &'f Fleet,
-    query: &Query<'_>,
-    now: Millis,
-) -> Result<Candidates<'f>, Error> {
-    let engines = fleet.serving(query.model);
-    if engines.is_empty() {
-        return Err(unknown(fleet, query.model));
-    }
-    // Behind a single rank may stand ranks that the fleet's owner did not tell of: the engine knows its own.
-    let wanted = |ranks: u32, index: u32| ranks == 1 || query.rank.is_none_or(|rank| rank == index);
-    let has_rank = |engine: &Arc<Engine>| {
-        let ranks = engine.spec().ranks;
-        (0..ranks).any(|index| wanted(ranks, index))
-    };
-    if let Some(rank) = query.rank.filter(|_| !engines.iter().any(has_rank)) {
-        return Err(Error::UnknownRank { model: query.model.to_owned(), rank });
-    }
-    let open = |engine: &&Arc<Engine>| !query.excluded.contains(&engine.id()) && has_rank(engine);
-    let best = engines.iter().filter(open).map(|engine| engine.standing(now)).min();
-    let best = best.filter(|best| *best != Standing::Closed);
-    let best = best.ok_or_else(|| none_can(fleet, query.model))?;
-    let mut candidates = Candidates::new();
-    for engine in engines.iter().filter(open).filter(|engine| engine.standing(now) == best) {
-        let ranks = engine.spec().ranks;
-        candidates.extend((0..ranks).filter(|index| wanted(ranks, *index)).map(|rank_index| {
-            let ledger = engine.ledger(rank_index);
-            let (load, turn) = (ledger.load(), ledger.turn());
-            Candidate { engine, rank_index, load, turn, overlap_tokens: 0, terms: Terms::default() }
-        }));
-    }
-    Ok(candidates)
+/// The cheapest candidate but `chosen`.
+pub(crate) fn runner_up(candidates: &Candidates<'_>, chosen: usize) -> Option<usize> {
+    let others = (0..candidates.len()).filter(|at| *at != chosen);
+    let price = |at: &usize| candidates[*at].terms.total;
+    others.min_by(|a, b| price(a).total_cmp(&price(b)))
 }
 
-fn unknown(fleet: &Fleet, model: &str) -> Error {
-    if fleet.engines().is_empty() {
-        return Error::NoEngine { model: model.to_owned(), why: "there are no engines".to_owned() };
+// === impl Choice ===
+
+impl Choice {
+    /// Prompt tokens that the rank is believed to hold, in whatever tier.
+    #[must_use]
+    pub fn overlap_tokens(&self) -> u32 {
+        self.cached.total()
     }
-    let known: Vec<String> = fleet.models().into_iter().map(|model| model.id).collect();
-    Error::UnknownModel { model: model.to_owned(), known: known.join(", ") }
+
+    /// Whether the shadow policy would have chosen another rank, and how much cheaper that one seemed; `None` without a
+    /// shadow policy.
+    #[must_use]
+    pub fn shadow_gain(&self) -> Option<(bool, f32)> {
+        let shadow = self.shadow.as_ref()?;
+        let differs =
+            shadow.engine.id() != self.engine.id() || shadow.rank_index != self.rank_index;
+        Some((differs, self.terms.total - shadow.cost))
+    }
 }
 
-fn none_can(fleet: &Fleet, model: &str) -> Error {
-    let of = |engine: &Arc<Engine>| {
-        format!("{} is {}", engine.spec().name, format!("{:?}", engine.status()).to_lowercase())
-    };
-    let why: Vec<String> = fleet.serving(model).iter().map(of).collect();
-    Error::NoEngine { model: model.to_owned(), why: why.join(", ") }
+// === impl Other ===
+
+impl Other {
+    fn of(candidate: &Candidate<'_>) -> Other {
+        Other {
+            engine: Arc::clone(candidate.engine),
+            rank_index: candidate.rank_index,
+            cost: candidate.terms.total,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -85,9 +85,28 @@ fn tokens_are_counted_or_estimated_and_never_above_the_prompt() {
     assert_eq!([0, 1, 5, 6, u32::MAX].map(|blocks| text.tokens(blocks)), [0, 2, 10, 11, 11]);
 
     let tokens = Chain::from_tokens(&scope(KeyKind::Tokens, 16), &[7; 40]);
-    assert_eq!([0, 1, 2, 3].map(|blocks| tokens.tokens(blocks)), [0, 16, 32, 40]);
+    assert_eq!([0, 1, 2, 3].map(|blocks| tokens.tokens(blocks)), [0, 16, 32, 32]);
+    let whole = Chain::from_tokens(&scope(KeyKind::Tokens, 16), &[7; 32]);
+    assert_eq!([1, 2].map(|blocks| whole.tokens(blocks)), [16, 16], "the last token is computed");
 
     assert_eq!((Chain::empty(99).prompt_tokens(), Chain::empty(99).tokens(1)), (99, 0));
+}
+
+#[test]
+fn tokens_and_then_text_share_with_what_begins_alike() {
+    let scope = scope(KeyKind::Tokens, 4);
+    let tokens: Vec<u32> = (0..10).collect();
+    let plain = Chain::from_tokens(&scope, &tokens);
+    let of = |text: &[u8]| Chain::from_tokens_then_text(&scope, &tokens, text, 4.0);
+    let (one, other) =
+        (of(b"a picture, and what is said of it"), of(b"a picture, and another remark"));
+    let alike = |a: &Chain, b: &Chain| {
+        a.hashes().iter().zip(b.hashes()).take_while(|(a, b)| a == b).count()
+    };
+    assert!(plain.is_exact() && !one.is_exact());
+    assert_eq!(alike(&plain, &one), plain.hashes().len());
+    assert_eq!(alike(&one, &other), 3, "two blocks of tokens, and the first 8 bytes of text");
+    assert_eq!(one.prompt_tokens(), 10 + 8);
 }
 
 #[test]

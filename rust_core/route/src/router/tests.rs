@@ -1,6 +1,8 @@
 use super::*;
 use crate::{KeyKind, POLICIES, Scope, Status};
 
+mod exact;
+
 pub(crate) fn config(policy: &str) -> Config {
     Config {
         policy: policy.to_owned(),
@@ -9,6 +11,11 @@ pub(crate) fn config(policy: &str) -> Config {
         bytes_per_token: 4.0,
         tree_max_bytes: 1 << 20,
         route_ttl_ms: 60_000,
+        event_route_ttl_ms: 5_000,
+        rank_kv_tokens: None,
+        cpu_credit: 0.75,
+        storage_credit: 0.25,
+        shadow_policy: None,
         uncached_weight: 2.5,
         decode_request_tokens: 24.0,
         decode_resident_weight: 0.03,
@@ -20,11 +27,16 @@ pub(crate) fn config(policy: &str) -> Config {
 }
 
 fn spec(name: &str) -> EngineSpec {
-    EngineSpec { name: name.to_owned(), url: format!("http://{name}:8000"), ranks: 1 }
+    EngineSpec {
+        name: name.to_owned(),
+        url: format!("http://{name}:8000"),
+        ranks: 1,
+        ..EngineSpec::default()
+    }
 }
 
 fn model(id: &str) -> ModelFact {
-    ModelFact { id: id.to_owned(), raw: format!("{{\"id\":\"{id}\"}}") }
+    ModelFact { id: id.to_owned(), raw: format!("{{\"id\":\"{id}\"}}"), ..ModelFact::default() }
 }
 
 fn facts(models: &[&str]) -> Facts {
@@ -48,7 +60,7 @@ fn chain(prompt: &str) -> Chain {
 }
 
 fn query(chain: &Chain) -> Query<'_> {
-    Query { model: "m", chain, session: None, rank: None, excluded: &[] }
+    Query { model: "m", chain, other_chains: &[], session: None, rank: None, excluded: &[] }
 }
 
 fn name(choice: &Choice) -> String {
@@ -68,7 +80,7 @@ fn kv_sends_a_prompt_where_its_prefix_is_and_elsewhere_once_that_engine_has_more
         let choice = router.route(&query(&long), 1).unwrap();
         if n == 0 {
             assert_eq!(name(&choice), home);
-            assert_eq!(choice.overlap_tokens, 2_000);
+            assert_eq!(choice.overlap_tokens(), 2_000);
         }
         elsewhere += usize::from(name(&choice) != home);
         guards.push(choice.guard);
