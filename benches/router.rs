@@ -19,7 +19,7 @@ const FLEETS: [usize; 3] = [8, 64, 512];
 fn config() -> Config {
     let config = serde_json::json!({
         "policy": "kv", "text_block_bytes": 64, "token_block_tokens": 16, "bytes_per_token": 4.0,
-        "tree_max_bytes": 64 << 20, "route_ttl_ms": 3_600_000, "uncached_weight": 2.5, "decode_request_tokens": 24.0,
+        "tree_max_bytes": 64 << 20, "route_ttl_ms": 3_600_000, "event_route_ttl_ms": 5_000, "cpu_credit": 0.75, "storage_credit": 0.25, "uncached_weight": 2.5, "decode_request_tokens": 24.0,
         "decode_resident_weight": 0.03, "pressure_tokens": 4000.0, "pressure_start": 0.9,
         "breaker_failures": 5, "breaker_open_ms": 5000,
     });
@@ -28,9 +28,14 @@ fn config() -> Config {
 
 fn router(engines: usize) -> Router {
     let router = Router::new(config(), 1).expect("the policy exists");
-    let spec = |n| EngineSpec { name: format!("e{n}"), url: format!("http://e{n}:8000"), ranks: 1 };
+    let spec = |n| EngineSpec {
+        name: format!("e{n}"),
+        url: format!("http://e{n}:8000"),
+        ranks: 1,
+        ..EngineSpec::default()
+    };
     router.set_engines((0..engines).map(spec).collect()).expect("names differ");
-    let model = ModelFact { id: "m".into(), raw: String::new() };
+    let model = ModelFact { id: "m".into(), ..ModelFact::default() };
     for engine in router.engines() {
         router.probe(&engine, Probe::Healthy, 0);
         router.learn(&engine, Facts { models: vec![model.clone()], ..Facts::default() });
@@ -55,7 +60,14 @@ fn decisions(criterion: &mut Criterion) {
             bencher.iter(|| {
                 turn += 1;
                 let chain = &chains[turn % CONVERSATIONS];
-                let query = Query { model: "m", chain, session: None, rank: None, excluded: &[] };
+                let query = Query {
+                    model: "m",
+                    chain,
+                    other_chains: &[],
+                    session: None,
+                    rank: None,
+                    excluded: &[],
+                };
                 black_box(router.route(&query, turn as u64).expect("every engine is ready"))
             });
         });

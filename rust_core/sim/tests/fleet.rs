@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 fn config(policy: &str, engines: u32) -> FleetConfig {
     let route = json!({
         "policy": "kv", "text_block_bytes": 64, "token_block_tokens": 16, "bytes_per_token": 4.0,
-        "tree_max_bytes": 64 << 20, "route_ttl_ms": 900_000, "uncached_weight": 2.5, "decode_request_tokens": 24.0,
+        "tree_max_bytes": 64 << 20, "route_ttl_ms": 900_000, "event_route_ttl_ms": 5_000, "cpu_credit": 0.75, "storage_credit": 0.25, "uncached_weight": 2.5, "decode_request_tokens": 24.0,
         "decode_resident_weight": 0.03, "pressure_tokens": 4000.0, "pressure_start": 0.9, "breaker_failures": 5,
         "breaker_open_ms": 5000,
     });

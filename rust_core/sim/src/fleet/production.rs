@@ -10,9 +10,6 @@ use super::rule::{Ask, Chosen, MODEL, Rule};
 use super::{FleetConfig, FleetError};
 use crate::timing::Nanos;
 
-/// With events a route counts for so long after the first token: until then they have told of its blocks.
-const EVENT_GRACE_MS: Millis = 5_000;
-
 /// The router, and what it has booked.
 pub(super) struct Production {
     router: Router,
@@ -28,23 +25,27 @@ impl Production {
         let mut route = config.route.clone();
         route.policy.clone_from(&config.policy);
         let listens = config.events.is_some() && config.policy == "kv";
-        if listens {
-            route.route_ttl_ms = route.route_ttl_ms.min(EVENT_GRACE_MS);
-        }
         let router = Router::new(route, config.seed)?;
-        let spec =
-            |n| EngineSpec { name: format!("engine-{n}"), url: "http://sim".to_owned(), ranks: 1 };
+        let spec = |n| EngineSpec {
+            name: format!("engine-{n}"),
+            url: "http://sim".to_owned(),
+            ranks: 1,
+            ..EngineSpec::default()
+        };
         router.set_engines((0..config.engines).map(spec).collect())?;
-        let model = ModelFact { id: MODEL.to_owned(), raw: String::new() };
+        let model = ModelFact { id: MODEL.to_owned(), ..ModelFact::default() };
         let facts = Facts {
             models: vec![model],
             block_size: Some(config.engine.block_size),
             kv_blocks: Some(config.engine.kv_blocks.into()),
-            version: None,
+            ..Facts::default()
         };
         for engine in router.engines() {
             router.learn(&engine, facts.clone());
             router.probe(&engine, Probe::Healthy, 0);
+            if let Some(belief) = engine.belief(0) {
+                belief.set_events(listens);
+            }
         }
         Ok(Production { router, listens, open: Vec::new() })
     }
@@ -56,12 +57,13 @@ impl Rule for Production {
         let query = Query {
             model: MODEL,
             chain: ask.chain,
+            other_chains: &[],
             session: Some(&session),
             rank: None,
             excluded: &[],
         };
         let choice = self.router.route(&query, millis(now))?;
-        let chosen = Chosen { host: choice.rank.0 as usize, predicted: choice.overlap_tokens };
+        let chosen = Chosen { host: choice.rank.0 as usize, predicted: choice.overlap_tokens() };
         self.open.resize_with(ask.id + 1, || None);
         self.open[ask.id] = Some((choice, ask.chain.clone()));
         Ok(chosen)

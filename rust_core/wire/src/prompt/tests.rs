@@ -8,7 +8,7 @@ use crate::Kind;
 fn router() -> Router {
     let config = serde_json::json!({
         "policy": "kv", "text_block_bytes": 64, "token_block_tokens": 16, "bytes_per_token": 4.0,
-        "tree_max_bytes": 1 << 20, "route_ttl_ms": 1000, "uncached_weight": 1.0, "decode_request_tokens": 1.0,
+        "tree_max_bytes": 1 << 20, "route_ttl_ms": 1000, "event_route_ttl_ms": 5_000, "cpu_credit": 0.75, "storage_credit": 0.25, "uncached_weight": 1.0, "decode_request_tokens": 1.0,
         "decode_resident_weight": 0.0, "pressure_tokens": 0.0, "pressure_start": 0.9,
         "breaker_failures": 5, "breaker_open_ms": 1000,
     });
