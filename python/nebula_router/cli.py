@@ -20,6 +20,7 @@ from nebula_router.reference import as_toml, page
 from nebula_router.sources import ConfigError, load
 
 USAGE: Final = 2  # exit status of a command that was called wrongly
+_SERVES: Final = ("gateway", "route", "upstream", "tokens", "events")
 _EACH_SIM_ITS_OWN: Final = frozenset({"sim.listen", "sim.name", "sim.seed"})
 _STOPS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
 _ANY: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -70,14 +71,14 @@ def root(
         "nebula gateway --config gateway.toml --listen 0.0.0.0:8081",
     )
 )
-@takes_settings("gateway", "route", "upstream")
+@takes_settings(*_SERVES)
 def gateway(*, settings: Settings) -> None:
     """Serve the OpenAI API in front of vLLM engines."""
     _serve(settings, [])
 
 
 @app.command(epilog=_example("nebula up --sim 4", "nebula up --sim 2 --speed 10 --policy round_robin"))
-@takes_settings("gateway", "route", "upstream", "sim", without=_EACH_SIM_ITS_OWN)
+@takes_settings(*_SERVES, "sim", without=_EACH_SIM_ITS_OWN)
 def up(
     *,
     settings: Settings,

@@ -5,25 +5,32 @@ names, the reference page and the JSON for the Rust core are derived from this m
 """
 
 import json
-import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from ipaddress import IPv6Address
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
+from nebula_router.kinds import (
+    Address,
+    Flag,
+    Group,
+    Secret,
+    address,
+    checked_events,
+    checked_kv_events,
+    engine_url,
+    host_and_port,
+    items,
+    pairs,
+)
 from nebula_router.kv_events import KvEvents, parsed
 from nebula_router.presets import PRESETS, Name, Timing
 
 MB: Final = 1024 * 1024
-_ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+):(?P<port>[0-9]{1,5})")
-_AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[(?P<ip6>[0-9A-Fa-f:.]+)\])(?::[0-9]+)?")
-_MAX_PORT: Final = 65535
 # What the core's simulator takes as it is.
 _FACE: Final = {
     *("listen", "model", "name", "request_us", "speed", "seed"),
@@ -31,125 +38,32 @@ _FACE: Final = {
 }
 
 
-class Flag:
-    """Names the command-line flags of a setting where `--name-of-the-setting` is not what people type.
-
-    No name at all keeps a secret off the command line, which every user of a machine can read.
-    """
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(
-        allow_inf_nan=False,
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-        validate_default=True,
-    )
-
-
-def address(listen: str) -> tuple[str, int]:
-    """Host and port of `host:port`; the brackets of an IPv6 host are taken off.
-
-    Raises:
-        ValueError: `listen` is something else.
-    """
-    found = _ADDRESS.fullmatch(listen)
-    if found is None or int(found["port"]) > _MAX_PORT:
-        raise ValueError("expected host:port, for example 127.0.0.1:8081 or [::1]:8081")
-    return found["host"].strip("[]"), int(found["port"])
-
-
-def _checked_address(listen: str) -> str:
-    address(listen)
-    return listen
-
-
-def _checked_kv_events(text: str) -> str:
-    parsed(text)
-    return text
-
-
-def _engine_url(url: str) -> str:
-    """The URL as scheme://host[:port]: a slash at its end is dropped, anything more is refused."""
-    expected = "expected http://host:port, for example http://127.0.0.1:8000"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        host = _AUTHORITY.fullmatch(parts.netloc.rpartition("@")[2])
-        if host is not None and host["ip6"]:
-            IPv6Address(host["ip6"])
-    except ValueError as error:
-        raise ValueError(f"{expected} ({error})") from None
-    if parts.username is not None or parts.password is not None:
-        raise ValueError(f"{expected}, without a user name or password")
-    if parts.scheme not in {"http", "https"} or host is None or port == 0 or re.search(r"\s", url):
-        raise ValueError(expected)
-    if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError(f"{expected}, without a path: the gateway adds the path of each request")
-    return f"{parts.scheme}://{parts.netloc.lower()}"
-
-
-def _host_and_port(engine: Mapping[str, Any]) -> str:
-    parts = urlsplit(engine["url"])
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return f"[{parts.hostname}]:{port}" if ":" in (parts.hostname or "") else f"{parts.hostname}:{port}"
-
-
-def _items(value: object) -> object:
-    """The items of a list written as text: a JSON array, or words with commas between them."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"not a JSON array: {error}") from None
-    return [item.strip() for item in value.split(",")]
-
-
-def _pairs(value: object) -> object:
-    """The pairs of a table written as text: a JSON object, or `key=value` with commas between them."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"not a JSON object: {error}") from None
-    items = _items(value)
-    if not isinstance(items, list):
-        return items
-    pairs = [str(item).partition("=") for item in items]
-    if not all(separator for _, separator, _ in pairs):
-        raise ValueError("expected key=value")
-    return {key.strip(): target.strip() for key, _, target in pairs}
-
-
-Address = Annotated[str, AfterValidator(_checked_address)]
-Secret = Annotated[SecretStr, Field(min_length=1)]
-
-
-class EngineSettings(_Group):
+class EngineSettings(Group):
     """One engine: in TOML an `[[engine]]` table, elsewhere its URL alone."""
 
-    url: Annotated[str, AfterValidator(_engine_url)] = Field(description="Where the engine serves HTTP.")
+    url: Annotated[str, AfterValidator(engine_url)] = Field(description="Where the engine serves HTTP.")
     name: str = Field(
-        default_factory=_host_and_port,
+        default_factory=host_and_port,
         min_length=1,
         max_length=128,
         pattern=r"^[!-~]+$",
         description="Name in logs, metrics and headers; without one, host:port of the URL.",
     )
     ranks: int = Field(1, ge=1, le=256, description="Data-parallel ranks behind this URL.")
+    events: Annotated[str, AfterValidator(checked_events)] = Field(
+        "auto",
+        description="Where its KV events are: auto (it says so), guess (its host, port 5557 + rank), "
+        "dial_in (it connects to events.bind), off, or tcp://host:port of rank 0.",
+    )
+    events_replay: str | None = Field(None, pattern="^tcp://|^ipc://", description="Its replay address of rank 0.")
+    events_topic: str = Field("", description="Topic of its events; needed where it dials in.")
 
 
 def _engine(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
 
 
-class GatewaySettings(_Group):
+class GatewaySettings(Group):
     """The face to clients."""
 
     listen: Annotated[Address, Flag("--listen", "--listen-addr")] = Field(
@@ -158,10 +72,10 @@ class GatewaySettings(_Group):
     engines: Annotated[
         tuple[Annotated[EngineSettings, BeforeValidator(_engine)], ...],
         NoDecode,
-        BeforeValidator(_items),
+        BeforeValidator(items),
         Flag("--engine"),
     ] = Field((), description="Engines at start. In TOML, one [[engine]] table each, with url, name and ranks.")
-    model_aliases: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs), Flag("--model-alias")] = Field(
+    model_aliases: Annotated[dict[str, str], NoDecode, BeforeValidator(pairs), Flag("--model-alias")] = Field(
         {}, description="Names that clients may use for a model, as alias=model."
     )
     max_body_mb: int = Field(64, ge=1, le=1024, description="Largest request body; a larger one is answered 413.")
@@ -172,7 +86,7 @@ class GatewaySettings(_Group):
     trust_kv_transfer_params: bool = Field(
         False, description="Pass a client's own kv_transfer_params on. They can kill an engine; without trust they go."
     )
-    api_keys: Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_items), Flag()] = Field(
+    api_keys: Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(items), Flag()] = Field(
         (), description="Keys that clients may send as `Authorization: Bearer`. Without any, every client is let in."
     )
     admin_token: Annotated[Secret | None, Flag()] = Field(None, description="Token that the admin endpoints ask for.")
@@ -181,6 +95,9 @@ class GatewaySettings(_Group):
     log_requests: bool = Field(True, description="Write one line per request, with the routing decision.")
     log_prompt_hashes: bool = Field(
         False, description="Add hashes of the prompt to that line, so that `nebula simulate` can replay the log."
+    )
+    decisions_kept: int = Field(
+        1000, ge=0, le=1_000_000, description="Latest decisions to keep for GET /route/decisions."
     )
 
     @field_validator("engines")
@@ -198,7 +115,7 @@ class GatewaySettings(_Group):
         return address(self.listen)
 
 
-class RouteSettings(_Group):
+class RouteSettings(Group):
     """How an engine is chosen. Costs are in tokens of prefill work."""
 
     policy: Literal["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"] = Field(
@@ -211,6 +128,19 @@ class RouteSettings(_Group):
     bytes_per_token: float = Field(4.0, ge=0.25, le=64, description="Bytes of text taken for one token.")
     tree_max_mb: int = Field(256, ge=1, le=65536, description="Memory bound of the block tree.")
     route_ttl_s: float = Field(900.0, ge=1, le=86400, description="Time that a routed prompt is believed to be cached.")
+    event_route_ttl_s: float = Field(
+        5.0, ge=0.1, le=86400, description="The same where the engine's KV events come in: they soon tell."
+    )
+    rank_kv_tokens: int | None = Field(
+        None, ge=1, le=10**12, description="Tokens in the KV cache of a rank whose engine does not say."
+    )
+    cpu_credit: float = Field(
+        0.75, ge=0, le=1, description="Worth of a cached token in the machine's memory, in tokens of the GPU's."
+    )
+    storage_credit: float = Field(0.25, ge=0, le=1, description="Worth of a cached token in storage, likewise.")
+    shadow_policy: Literal["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"] | None = Field(
+        None, description="Second policy to ask and not to follow; metrics and decisions say what it would do."
+    )
     uncached_weight: float = Field(
         2.5, ge=0, le=100, description="Cost of one token that the request must compute, in tokens booked already."
     )
@@ -233,7 +163,7 @@ class RouteSettings(_Group):
     )
 
 
-class UpstreamSettings(_Group):
+class UpstreamSettings(Group):
     """The connections to engines."""
 
     connect_timeout_ms: int = Field(
@@ -248,6 +178,11 @@ class UpstreamSettings(_Group):
     )
     pool_per_engine: int = Field(1024, ge=1, le=65536, description="Spare connections kept per engine.")
     retries: int = Field(2, ge=0, le=16, description="Further engines tried before the first byte reached the client.")
+    ask_usage: bool = Field(
+        True,
+        description="Ask for the usage of streams whose clients did not ask, and take it out of the reply again: "
+        "predictions are checked by it.",
+    )
     prefill_tokens_per_second: float = Field(
         8000.0,
         ge=1,
@@ -266,7 +201,59 @@ class UpstreamSettings(_Group):
     )
 
 
-class SimSettings(_Group):
+class TokensSettings(Group):
+    """How prompts become the tokens that the engine sees."""
+
+    model_assets: Annotated[dict[str, str], NoDecode, BeforeValidator(pairs), Flag("--model-assets")] = Field(
+        {}, description="Folders with a model's tokenizer and chat template, as model=folder."
+    )
+    read_engine_root: bool = Field(
+        True, description="Read the folder that an engine reports for its model, where it is on this machine too."
+    )
+    segment_cache_mb: int = Field(
+        64, ge=0, le=65536, description="Memory per model for the tokens of pieces of prompts that came before."
+    )
+    tokenize_cache_mb: int = Field(32, ge=0, le=65536, description="Memory for tokens that engines told.")
+    tokenize_timeout_ms: int = Field(2000, ge=1, le=600_000, description="Longest wait for an engine's /tokenize.")
+    forward_tokens: bool = Field(
+        True, description="Send a prompt's tokens along to engines that take them, so that they tokenise nothing twice."
+    )
+
+
+class EventsSettings(Group):
+    """How the engines' KV events come in."""
+
+    kv_events: bool = Field(True, description="Follow the KV events of engines that publish them.")
+    events_bind: str | None = Field(
+        None, pattern="^tcp://", description="Address for engines that dial in with their events, like tcp://*:5557."
+    )
+    replay_timeout_ms: int = Field(5000, ge=10, le=600_000, description="Longest silence within a replay.")
+    replay_tries: int = Field(
+        5, ge=1, le=1000, description="Replays without an answer after which what is missing counts as lost."
+    )
+    replay_backoff_ms: int = Field(
+        500, ge=1, le=600_000, description="Wait after the first of those; it doubles with each."
+    )
+    silence_s: float = Field(
+        10.0, ge=0.1, le=86400, description="Silence after which a replay tells a quiet engine from a lost connection."
+    )
+    held_batches: int = Field(10_000, ge=1, le=10_000_000, description="Batches of a rank that wait for a replay.")
+    held_mb: int = Field(64, ge=1, le=65536, description="Memory for those, per rank.")
+    receive_batches: int = Field(
+        10_000, ge=1, le=10_000_000, description="Batches of a rank that wait to be read; the engine keeps the rest."
+    )
+    reconnect_ms: int = Field(100, ge=1, le=600_000, description="Wait before a lost subscription is tried again.")
+    reconnect_max_ms: int = Field(5000, ge=1, le=600_000, description="Longest such wait; it doubles with each try.")
+
+    def document(self) -> dict[str, Any] | None:
+        """What the core receives them by; nothing if it does not."""
+        if not self.kv_events:
+            return None
+        own = self.model_dump(exclude={"kv_events", "events_bind"})
+        return _core_units(own | {"bind": self.events_bind})
+
+
+class SimSettings(Group):
     """One engine that `nebula sim` or `nebula up` simulates; times and cache that are not given are its preset's."""
 
     listen: Address = Field("127.0.0.1:8000", description="Address to serve on; port 0 takes a free one.")
@@ -305,7 +292,7 @@ class SimSettings(_Group):
     max_num_queued_tokens: int | None = Field(
         None, ge=0, le=2**63 - 1, description="Prompt tokens in its queue at which it answers with 503."
     )
-    kv_events_config: Annotated[str, AfterValidator(_checked_kv_events)] | None = Field(
+    kv_events_config: Annotated[str, AfterValidator(checked_kv_events)] | None = Field(
         None, description="How it publishes KV events, in vLLM's JSON. Port 0 takes free ports; GET /kv_event_sources."
     )
     kv_events_encoding: Literal["map", "array"] = Field(
@@ -324,7 +311,7 @@ class SimSettings(_Group):
     transfer_us_per_token: float = Field(
         5.0, ge=0, le=1e7, description="Time that one token's KV is on its way to another engine."
     )
-    faults: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), Flag("--fault")] = Field(
+    faults: Annotated[tuple[str, ...], NoDecode, BeforeValidator(items), Flag("--fault")] = Field(
         (), description="Faults in force from its start, as the header `x-sim-fault` writes them."
     )
 
@@ -354,27 +341,29 @@ class SimSettings(_Group):
         return json.dumps(self.model_dump(include=_FACE) | parts).encode()
 
 
-class Settings(_Group):
+class Settings(Group):
     """The whole tree. Build it by `nebula_router.sources.load`, or in a test by hand."""
 
     gateway: GatewaySettings = GatewaySettings()
     route: RouteSettings = RouteSettings()
     upstream: UpstreamSettings = UpstreamSettings()
+    tokens: TokensSettings = TokensSettings()
+    events: EventsSettings = EventsSettings()
     sim: SimSettings = SimSettings()
 
     def core_json(self) -> bytes:
         """The document that the core reads: `route`, `wire`, `engines`; every field present, in ms and bytes."""
         shared = {
             *("max_inflight", "trust_kv_transfer_params", "model_aliases"),
-            *("log_requests", "log_prompt_hashes"),
+            *("log_requests", "log_prompt_hashes", "decisions_kept"),
         }
         seed = secrets.randbits(64) if self.route.seed is None else self.route.seed
-        wire = self.upstream.model_dump() | self.gateway.model_dump(include=shared) | {"seed": seed}
+        wire = self.upstream.model_dump() | self.tokens.model_dump() | self.gateway.model_dump(include=shared)
         return json.dumps(
             {
                 "route": _core_units(self.route.model_dump(exclude={"seed"})),
-                "wire": _core_units(wire),
-                "engines": [engine.model_dump(include={"name", "url", "ranks"}) for engine in self.gateway.engines],
+                "wire": _core_units(wire) | {"seed": seed, "events": self.events.document()},
+                "engines": [engine.model_dump() for engine in self.gateway.engines],
             }
         ).encode()
 

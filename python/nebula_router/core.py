@@ -89,6 +89,23 @@ class Core:
         """
         return Reply(self, self._core.dispatch(path, query, headers, body))
 
+    def explain(self, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Reply:
+        """Say what would be chosen for a request; the reply is JSON with every term. Nothing is sent or booked.
+
+        Raises:
+            ValueError: a header that is none, or a path that reaches no engine.
+
+        """
+        return Reply(self, self._core.explain(path, headers, body))
+
+    def workers(self) -> bytes:
+        """Every engine with all that is known of it, as JSON."""
+        return self._core.workers()
+
+    def decisions(self, limit: int) -> bytes:
+        """Return the latest decisions with their outcomes, the newest first, as a JSON list."""
+        return self._core.decisions(limit)
+
     def engines(self) -> list[dict[str, Any]]:
         """Every engine with its state, load and facts."""
         engines: list[dict[str, Any]] = orjson.loads(self._core.engines())

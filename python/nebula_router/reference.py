@@ -11,7 +11,8 @@ from annotated_types import Ge, Le
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from nebula_router.config import EngineSettings, Flag, Settings
+from nebula_router.config import EngineSettings, Settings
+from nebula_router.kinds import Flag
 
 ENV_PREFIX = "NEBULA_"
 ENV_DELIMITER = "__"

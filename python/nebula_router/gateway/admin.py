@@ -1,28 +1,35 @@
-"""Engines added, drained and removed while traffic flows."""
+"""Engines added, drained and removed while traffic flows; decisions and engines looked at."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.routing import Route
 
-from nebula_router.config import EngineSettings
+from nebula_router.config import MB, EngineSettings
+from nebula_router.core import PATHS, NebulaError
 from nebula_router.gateway.auth import Keys, from_this_machine, is_sent_on
-from nebula_router.gateway.response import json_response
+from nebula_router.gateway.openai import BodyTooLargeError, read_body
+from nebula_router.gateway.response import json_response, raw_json_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from nebula_router.config import Settings
     from nebula_router.core import Core
 
     Handler = Callable[[Request], Awaitable[Response]]
+
+
+_DECISIONS: Final = 100
+"""Decisions that are shown where nobody says how many."""
+_SPEC: Final = ("name", "url", "events", "events_replay", "events_topic")
 
 
 class Admin:
@@ -35,6 +42,7 @@ class Admin:
         """Change the fleet of `core`."""
         token = settings.gateway.admin_token
         self._core = core
+        self._max_body = settings.gateway.max_body_mb * MB
         self._keys = Keys([token] if token is not None else [])
 
     def routes(self) -> list[Route]:
@@ -45,6 +53,9 @@ class Admin:
             Route("/admin/engines/{name:path}", self._guarded(self._remove), methods=["DELETE"]),
             Route("/admin/engines/{name:path}/drain", self._guarded(self._drain), methods=["POST"]),
             Route("/admin/engines/{name:path}/resume", self._guarded(self._resume), methods=["POST"]),
+            Route("/route/explain", self._guarded(self._explain), methods=["POST"]),
+            Route("/route/decisions", self._guarded(self._decisions), methods=["GET"]),
+            Route("/workers", self._guarded(self._workers), methods=["GET"]),
         ]
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -92,6 +103,35 @@ class Admin:
         self._core.drain_engine(name, on=False)
         return json_response({"name": name, "draining": False})
 
+    async def _workers(self, _: Request) -> Response:
+        return raw_json_response(self._core.workers())
+
+    async def _decisions(self, request: Request) -> Response:
+        asked = request.query_params.get("limit", str(_DECISIONS))
+        if not asked.isdigit():
+            raise HTTPException(400, f"limit: must be a whole number from 0, not {asked!r}")
+        return raw_json_response(b'{"decisions":' + self._core.decisions(int(asked)) + b"}")
+
+    async def _explain(self, request: Request) -> Response:
+        limit_mb = self._max_body // MB
+        try:
+            body = await read_body(request.scope["headers"], request.receive, self._max_body)
+        except BodyTooLargeError:
+            raise HTTPException(413, f"the body is larger than {limit_mb} MB (setting gateway.max_body_mb)") from None
+        path = request.query_params.get("path") or _path_of(body)
+        if path not in PATHS:
+            raise HTTPException(400, f"path: {path!r} reaches no engine; known: {', '.join(PATHS)}")
+        reply = self._core.explain(path, request.scope["headers"], body)
+        try:
+            parts = [await reply.part()]
+            while not parts[-1].end:
+                parts.append(await reply.part())
+        except NebulaError as error:
+            return Response(error.body, error.status, media_type="application/json")
+        finally:
+            reply.cancel()
+        return raw_json_response(b"".join(part.body for part in parts))
+
     def _known(self, request: Request) -> str:
         name: str = request.path_params["name"]
         names = [engine["name"] for engine in self._core.engines()]
@@ -101,14 +141,22 @@ class Admin:
 
     def _specs(self) -> list[dict[str, Any]]:
         return [
-            {"name": engine["name"], "url": engine["url"], "ranks": len(engine["ranks"])}
-            for engine in self._core.engines()
+            {name: engine[name] for name in _SPEC} | {"ranks": len(engine["ranks"])} for engine in self._core.engines()
         ]
+
+
+def _path_of(body: bytes) -> str:
+    """The path that a request without one is meant for: its body says."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        fields = None
+    return "/v1/completions" if isinstance(fields, dict) and "prompt" in fields else "/v1/chat/completions"
 
 
 def _engine(body: bytes) -> dict[str, Any]:
     try:
-        return EngineSettings.model_validate(orjson.loads(body)).model_dump(include={"name", "url", "ranks"})
+        return EngineSettings.model_validate(orjson.loads(body)).model_dump()
     except orjson.JSONDecodeError as error:
         raise HTTPException(400, f'the body must be JSON like {{"url": "http://host:8000"}}: {error}') from None
     except ValidationError as error:

@@ -14,9 +14,10 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from nebula_router.config import EngineSettings, address
+from nebula_router.config import EngineSettings
 from nebula_router.core import Core, Sim, start_log
 from nebula_router.gateway.app import GatewayApp
+from nebula_router.kinds import address
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Final, TypeVar
 from annotated_types import Len
 from pydantic import BeforeValidator, Field, ValidationError
 
-from nebula_router.config import Flag, Settings
+from nebula_router.config import Settings
 from nebula_router.core import SIM_POLICIES
 from nebula_router.flags import Command, option
+from nebula_router.kinds import Flag
 from nebula_router.reference import Setting
 from nebula_router.simulate.workload import FORMATS, GENERATORS, KINDS, Part
 from nebula_router.sources import ConfigError, expected

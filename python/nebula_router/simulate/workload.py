@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nebula_router.config import Flag
+from nebula_router.kinds import Flag
 
 MOST: Final = 10_000_000
 """Of anything that is counted: what is asked for must fit into memory."""

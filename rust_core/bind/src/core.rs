@@ -60,14 +60,13 @@ impl Core {
         headers: &Bound<'_, PyAny>,
         body: &[u8],
     ) -> PyResult<Exchange> {
-        let endpoint = Endpoint::find(path)
-            .ok_or_else(|| PyValueError::new_err(format!("{path} does not reach an engine")))?;
-        let query = String::from_utf8_lossy(query).into_owned();
-        let headers = headers_from_python(headers)?;
-        let body = Bytes::copy_from_slice(body);
-        let exchange = self.wire.dispatch(Request { endpoint, query, headers, body });
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        Ok(Exchange::new(id, exchange, Arc::clone(&self.bridge)))
+        let request = request(path, query, headers, body)?;
+        Ok(self.exchange(self.wire.dispatch(request)))
+    }
+
+    /// Says what would be chosen for a request, with every term, and sends nothing.
+    fn explain(&self, path: &str, headers: &Bound<'_, PyAny>, body: &[u8]) -> PyResult<Exchange> {
+        Ok(self.exchange(self.wire.explain(request(path, b"", headers, body)?)))
     }
 
     /// The ids of the exchanges whose next part can be taken.
@@ -89,10 +88,17 @@ impl Core {
 
     /// The engines with their state, load and facts, as JSON.
     fn engines<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let views: Vec<_> =
-            self.wire.router().engines().iter().map(|engine| engine.view()).collect();
-        let json = serde_json::to_vec(&views).map_err(invalid)?;
-        Ok(PyBytes::new(py, &json))
+        json_to_python(py, self.wire.engines())
+    }
+
+    /// The engines with all that is known of them, as JSON.
+    fn workers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        json_to_python(py, self.wire.workers())
+    }
+
+    /// The latest decisions, the newest first, as JSON.
+    fn decisions<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyBytes>> {
+        json_to_python(py, self.wire.decisions(limit))
     }
 
     /// The union of the engines' models, as JSON: each model's own card.
@@ -126,6 +132,28 @@ impl Core {
     fn stop(&self, py: Python<'_>) {
         py.detach(|| self.wire.stop());
     }
+}
+
+impl Core {
+    fn exchange(&self, inner: nebula_wire::Exchange) -> Exchange {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Exchange::new(id, inner, Arc::clone(&self.bridge))
+    }
+}
+
+fn request(path: &str, query: &[u8], headers: &Bound<'_, PyAny>, body: &[u8]) -> PyResult<Request> {
+    let endpoint = Endpoint::find(path)
+        .ok_or_else(|| PyValueError::new_err(format!("{path} does not reach an engine")))?;
+    let query = String::from_utf8_lossy(query).into_owned();
+    let headers = headers_from_python(headers)?;
+    Ok(Request { endpoint, query, headers, body: Bytes::copy_from_slice(body) })
+}
+
+fn json_to_python<'py>(
+    py: Python<'py>,
+    json: Result<String, nebula_wire::Error>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    json.map(|json| PyBytes::new(py, json.as_bytes())).map_err(|error| to_python(py, &error))
 }
 
 /// The paths that `Core.dispatch` takes.

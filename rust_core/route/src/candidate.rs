@@ -51,7 +51,7 @@ impl<'a> Query<'a> {
         if self.other_chains.is_empty() {
             return self.chain;
         }
-        let key = engine.facts().and_then(|facts| facts.key);
+        let key = engine.intake().map(|intake| intake.key);
         let other = self.other_chains.iter().find(|(other, _)| key == Some(*other));
         other.map_or(self.chain, |(_, chain)| chain)
     }

@@ -39,8 +39,6 @@ pub struct Facts {
     pub kv_blocks: Option<u64>,
     /// Its version.
     pub version: Option<String>,
-    /// How its prompts become blocks, once that is settled.
-    pub key: Option<KeySpec>,
 }
 
 /// One model of one engine.
@@ -63,6 +61,15 @@ pub struct KeySpec {
     pub source: KeySource,
     /// Tokens per block of the engine.
     pub block: u32,
+}
+
+/// How an engine takes prompts, once that is settled.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Intake {
+    /// How they become blocks.
+    pub key: KeySpec,
+    /// Whether it takes the ids of a prompt in the place of its text.
+    pub ids: bool,
 }
 
 /// Where a prompt's tokens come from, the best first.
@@ -93,6 +100,7 @@ pub struct Engine {
     /// The health's [`Standing`] for the request path, see [`encode`]; written under the lock of `health`.
     standing: AtomicU64,
     facts: Mutex<Option<Arc<Facts>>>,
+    intake: Mutex<Option<Intake>>,
 }
 
 /// An engine for people and scripts.
@@ -139,6 +147,7 @@ impl Engine {
             health: Mutex::new(Health::new()),
             standing: AtomicU64::new(UNKNOWN),
             facts: Mutex::new(None),
+            intake: Mutex::new(None),
         }
     }
 
@@ -167,6 +176,11 @@ impl Engine {
         self.facts.lock().clone()
     }
 
+    /// How it takes prompts, once that is settled.
+    pub fn intake(&self) -> Option<Intake> {
+        *self.intake.lock()
+    }
+
     /// All of it for people and scripts.
     pub fn view(&self, now: Millis) -> EngineView {
         let facts = self.facts();
@@ -189,7 +203,7 @@ impl Engine {
             block_size: facts.and_then(|facts| facts.block_size),
             kv_blocks: facts.and_then(|facts| facts.kv_blocks),
             version: facts.and_then(|facts| facts.version.clone()),
-            key: facts.and_then(|facts| facts.key),
+            key: self.intake().map(|intake| intake.key),
         }
     }
 
@@ -206,6 +220,11 @@ impl Engine {
     /// The places of all its ranks in the index, in order.
     pub fn ranks(&self) -> impl Iterator<Item = RankId> + use<> {
         (self.first_rank.0..self.first_rank.0 + self.spec.ranks).map(RankId)
+    }
+
+    /// Gives `true` if that is new.
+    pub(crate) fn set_intake(&self, intake: Intake) -> bool {
+        self.intake.lock().replace(intake) != Some(intake)
     }
 
     pub(crate) fn set_facts(&self, facts: Facts) {

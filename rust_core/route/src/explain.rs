@@ -67,7 +67,7 @@ impl Router {
         let candidates = self.priced(&fleet, query, now)?;
         // The choices of requests stay what they are, whoever looks on.
         let mut rng = self.rng.lock().clone();
-        let chosen = self.policy.choose(&candidates, query.session, &mut rng);
+        let chosen = self.policy().choose(&candidates, query.session, &mut rng);
         let next = chosen.and_then(|chosen| runner_up(&candidates, chosen));
         let shadow = self.shadow.and_then(|policy| {
             let at = policy.choose(&candidates, query.session, &mut rng)?;
@@ -80,7 +80,7 @@ impl Router {
         let chain = chosen.map_or(query.chain, |at| candidates[at].chain);
         Ok(Explanation {
             model: query.model.to_owned(),
-            policy: self.policy.name(),
+            policy: self.policy().name(),
             prompt_tokens: chain.prompt_tokens(),
             ranks,
             choice: chosen.map(|at| Place::of(&candidates[at])),
@@ -96,7 +96,7 @@ impl Explained {
             status: candidate.engine.status(),
             chosen,
             runner_up,
-            key: candidate.engine.facts().and_then(|facts| facts.key),
+            key: candidate.engine.intake().map(|intake| intake.key),
             block_tokens: candidate.chain.tokens_per_block(),
             blocks: candidate.chain.hashes().len(),
             overlap: candidate.cached,

@@ -25,6 +25,8 @@ pub struct Served {
     pub keys: SmallVec<[KeySpec; 2]>,
     /// The base model where the name is an adapter's.
     pub base: Option<String>,
+    /// Whether one of its engines takes the ids of a prompt in the place of its text.
+    pub takes_ids: bool,
 }
 
 // === impl Fleet ===
@@ -53,6 +55,11 @@ impl Fleet {
     /// The same engines after one of them said something new of itself.
     pub(crate) fn learned(&self, engine: &Engine, facts: Facts) -> Fleet {
         engine.set_facts(facts);
+        self.again()
+    }
+
+    /// The same engines after something else about one of them changed.
+    pub(crate) fn again(&self) -> Fleet {
         Fleet::of(self.engines.clone())
     }
 
@@ -107,7 +114,7 @@ impl Fleet {
                 continue;
             };
             for model in &facts.models {
-                by_model.entry(model.id.clone()).or_default().add(engine, &facts, model);
+                by_model.entry(model.id.clone()).or_default().add(engine, model);
             }
         }
         let by_model = by_model.into_iter().map(|(id, served)| (id, Arc::new(served))).collect();
@@ -118,15 +125,16 @@ impl Fleet {
 // === impl Served ===
 
 impl Served {
-    fn add(&mut self, engine: &Arc<Engine>, facts: &Facts, model: &ModelFact) {
+    fn add(&mut self, engine: &Arc<Engine>, model: &ModelFact) {
         // An engine may list a name twice (an alias that is a LoRA's name too).
         if !self.engines.iter().any(|known| known.id() == engine.id()) {
             self.engines.push(Arc::clone(engine));
         }
-        if let Some(key) = facts.key
-            && !self.keys.contains(&key)
-        {
-            self.keys.push(key);
+        if let Some(intake) = engine.intake() {
+            self.takes_ids |= intake.ids;
+            if !self.keys.contains(&intake.key) {
+                self.keys.push(intake.key);
+            }
         }
         if self.base.is_none() {
             self.base.clone_from(&model.parent);

@@ -41,9 +41,11 @@ pub use block::{Chain, KeyKind, Scope};
 pub use candidate::Query;
 pub use config::Config;
 pub use cost::{Cached, Terms};
-pub use engine::{Engine, EngineId, EngineSpec, EngineView, Facts, KeySource, KeySpec, ModelFact};
+pub use engine::{
+    Engine, EngineId, EngineSpec, EngineView, Facts, Intake, KeySource, KeySpec, ModelFact,
+};
 pub use error::Error;
-pub use event::Event;
+pub use event::{Event, Tier};
 pub use explain::Explanation;
 pub use fleet::Served;
 pub use health::{Outcome, Probe, Status};
@@ -51,7 +53,7 @@ pub use load::{Guard, Ledger, Load};
 pub use policy::{POLICIES, Policy};
 pub use router::{Choice, Other, Router};
 pub use sync::Swap;
-pub use tree::{Applied, SharedTree, Tree, TreeStats};
+pub use tree::{Applied, Overlap, SharedTree, Tree, TreeStats};
 
 /// Milliseconds of a monotonic clock that the caller keeps.
 pub type Millis = u64;

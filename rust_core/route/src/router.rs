@@ -6,20 +6,22 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 
 use crate::candidate::{Candidate, Candidates, candidates, none_can};
-use crate::engine::{Engine, EngineSpec, Facts, ModelFact};
-use crate::fleet::{Fleet, NextIds, Served};
+use crate::engine::Engine;
+use crate::fleet::{Fleet, NextIds};
 use crate::health::Standing;
 use crate::sync::{AtomicU64, Ordering};
-use crate::tree::{Applied, SharedTree, TreeStats};
+use crate::tree::{Applied, Overlap, SharedTree, TreeStats};
 use crate::{
-    Cached, Chain, Config, Error, Event, Guard, Millis, Outcome, Policy, Probe, Query, RankId,
-    Swap, Terms, cost,
+    Cached, Chain, Config, Error, Event, Guard, Millis, Policy, Query, RankId, Swap, Terms, Tier,
+    cost,
 };
+
+mod learn;
 
 /// The brain of a gateway: fleet, index, books, policy.
 pub struct Router {
     config: Config,
-    pub(crate) policy: Policy,
+    policy: Policy,
     /// Asked and not followed.
     pub(crate) shadow: Option<Policy>,
     fleet: Swap<Fleet>,
@@ -137,80 +139,6 @@ impl Router {
         Ok(candidates)
     }
 
-    /// The fleet of now.
-    pub(crate) fn fleet(&self) -> Arc<Fleet> {
-        self.fleet.load()
-    }
-
-    /// The fleet from now on. Engines whose spec is unchanged keep their state, load and blocks.
-    ///
-    /// # Errors
-    /// [`Error::BadEngine`]; the fleet then stays as it is.
-    pub fn set_engines(&self, specs: Vec<EngineSpec>) -> Result<(), Error> {
-        let mut next_ids = self.next_ids.lock();
-        let before = self.fleet.load();
-        let after = before.replaced(specs, &mut next_ids)?;
-        let stays = |engine: &Engine| after.engines().iter().any(|other| other.id() == engine.id());
-        let gone: Vec<_> =
-            before.engines().iter().filter(|engine| !stays(engine)).cloned().collect();
-        self.fleet.store(after);
-        for engine in &gone {
-            self.forget(engine);
-        }
-        Ok(())
-    }
-
-    /// Takes an engine out of the choice, or puts it back; what it has goes on.
-    ///
-    /// # Errors
-    /// [`Error::UnknownEngine`].
-    pub fn drain(&self, name: &str, on: bool) -> Result<(), Error> {
-        self.fleet.load().find(name)?.drain(on);
-        Ok(())
-    }
-
-    /// All engines of now.
-    pub fn engines(&self) -> Vec<Arc<Engine>> {
-        self.fleet.load().engines().to_vec()
-    }
-
-    /// The union of the engines' models, by name. Engines that are down count: what they have is known.
-    pub fn models(&self) -> Vec<ModelFact> {
-        self.fleet.load().models()
-    }
-
-    /// How a model is served; `None` while no engine is known to have it.
-    pub fn served(&self, model: &str) -> Option<Arc<Served>> {
-        self.fleet.load().served(model).cloned()
-    }
-
-    /// What an engine says of itself.
-    pub fn learn(&self, engine: &Engine, facts: Facts) {
-        let _one_change_at_a_time = self.next_ids.lock();
-        if engine.facts().as_deref() != Some(&facts) {
-            self.fleet.store(self.fleet.load().learned(engine, facts));
-        }
-    }
-
-    /// The KV usage that an engine reports for one of its ranks.
-    pub fn set_kv_usage(&self, engine: &Engine, rank_index: u32, usage: f32) {
-        engine.set_kv_usage(rank_index, usage);
-    }
-
-    /// How a request went. An engine whose process is gone has lost its cache too.
-    pub fn note(&self, engine: &Engine, outcome: Outcome, now: Millis) {
-        if engine.note(outcome, &self.config, now) {
-            self.forget(engine);
-        }
-    }
-
-    /// What a health probe found. An engine whose process is gone has lost its cache too.
-    pub fn probe(&self, engine: &Engine, probe: Probe, now: Millis) {
-        if engine.probe(probe, &self.config, now) {
-            self.forget(engine);
-        }
-    }
-
     /// The engine has answered: what was booked as its route is now what it holds.
     pub fn keep(&self, choice: &Choice, chain: &Chain, now: Millis) {
         if self.reads_tree() {
@@ -220,12 +148,17 @@ impl Router {
     }
 
     /// What an engine says of the blocks of one of its ranks.
-    pub fn apply(&self, rank: RankId, events: &[Event]) -> Applied {
+    pub fn apply(&self, rank: RankId, tier: Tier, events: &[Event]) -> Applied {
         let mut applied = Applied::default();
         for event in events {
-            applied += self.tree.apply(rank, event);
+            applied += self.tree.apply_tier(rank, tier, event);
         }
         applied
+    }
+
+    /// Blocks of a rank that its events name, in whatever tier.
+    pub fn exact_blocks(&self, rank: RankId) -> u64 {
+        self.tree.named(rank)
     }
 
     /// Forgets all that a rank holds: what its events said is incomplete.
@@ -241,6 +174,11 @@ impl Router {
     /// The index in figures.
     pub fn tree_stats(&self) -> TreeStats {
         self.tree.stats()
+    }
+
+    /// The policy that chooses.
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// The settings.
@@ -259,12 +197,12 @@ impl Router {
             return;
         }
         let mut held = Vec::new();
-        self.tree.matches(chain.hashes(), &mut held);
-        held.sort_unstable();
+        self.tree.overlaps(chain.hashes(), &mut held);
+        held.sort_unstable_by_key(|(rank, _)| *rank);
         for candidate in candidates.iter_mut().filter(|candidate| concerned(candidate)) {
             let rank = candidate.engine.rank(candidate.rank_index);
             if let Ok(at) = held.binary_search_by_key(&rank, |(rank, _)| *rank) {
-                candidate.cached = Cached { gpu: chain.tokens(held[at].1), ..Cached::default() };
+                candidate.cached = cached(chain, held[at].1);
             }
         }
     }
@@ -313,15 +251,14 @@ impl Router {
             self.config.route_ttl_ms
         }
     }
+}
 
-    fn forget(&self, engine: &Engine) {
-        for (rank_index, rank) in (0..).zip(engine.ranks()) {
-            self.tree.remove_rank(rank);
-            if let Some(belief) = engine.belief(rank_index) {
-                belief.reset();
-            }
-        }
-    }
+/// Blocks by tier as tokens that need not be computed.
+fn cached(chain: &Chain, blocks: Overlap) -> Cached {
+    let near = chain.tokens(blocks.gpu);
+    let middle = chain.tokens(blocks.gpu.saturating_add(blocks.cpu));
+    let all = chain.tokens(blocks.total());
+    Cached { gpu: near, cpu: middle - near, storage: all - middle }
 }
 
 /// The cheapest candidate but `chosen`.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::kv_events::EventsConfig;
+
 /// How requests travel; field names are those of the settings reference.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +39,24 @@ pub struct Config {
     pub trust_kv_transfer_params: bool,
     /// Model names that clients may use, and what they stand for.
     pub model_aliases: HashMap<String, String>,
+    /// Folders with the files of models, by model name.
+    pub model_assets: HashMap<String, String>,
+    /// Whether the folder that an engine reports for its model is read, where there is none for it in `model_assets`.
+    pub read_engine_root: bool,
+    /// Bytes of tokens kept of the segments of prompts, for each model.
+    pub segment_cache_bytes: usize,
+    /// Bytes of tokens kept of what engines told.
+    pub tokenize_cache_bytes: usize,
+    /// Longest wait for an engine's `/tokenize`.
+    pub tokenize_timeout_ms: u64,
+    /// Whether the ids of a prompt go along, where the engine takes them.
+    pub forward_tokens: bool,
+    /// Whether engines are asked for the usage of streams whose clients did not ask.
+    pub ask_usage: bool,
+    /// How KV events are received; `null` where none are.
+    pub events: Option<EventsConfig>,
+    /// Decisions kept for people to look at.
+    pub decisions_kept: usize,
     /// Whether each request leaves a log line.
     pub log_requests: bool,
     /// Whether that line holds hashes of the prompt, so that the log can be replayed.

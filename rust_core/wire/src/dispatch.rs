@@ -1,35 +1,38 @@
 //! One exchange from request to last byte.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use nebula_route::{Choice, Engine, EngineId, Outcome, Query, Router, Status};
+use nebula_route::{Choice, Engine, EngineId, Outcome};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, timeout_at};
 
-use crate::config::Config;
+use crate::context::Context;
 use crate::endpoint::{Endpoint, Shape};
 use crate::error::{Error, Retry};
-use crate::health::Health;
-use crate::metrics::Metrics;
 use crate::net;
-use crate::prompt::{self, Prompt};
+use crate::prompt::{self, Prompt, Reader};
 use crate::record::Record;
-use crate::reply::{Head, Sender};
-use crate::tasks::{Clock, off_thread};
-use crate::upstream::{Call, Upstream};
+use crate::reply::Sender;
+use crate::tasks::off_thread;
+use crate::upstream::Call;
+use crate::usage::Strip;
+
+mod relay;
+
+use relay::relay;
 
 /// Bodies from this size on are read on the pool: parsing and hashing would hold up every other request.
 const LONG_BODY: usize = 256 * 1024;
+/// The same for bodies whose prompts are tokenised here, which takes a hundred times as long where a text is new.
+const LONG_TEXT: usize = 16 * 1024;
 /// Replies up to this size that are no stream are held until they are whole, so that a broken one can be retried.
 const WHOLE_REPLY: u64 = 1024 * 1024;
 
@@ -46,18 +49,6 @@ pub struct Request {
     pub body: Bytes,
 }
 
-/// What every exchange uses.
-pub(crate) struct Context {
-    pub(crate) config: Config,
-    pub(crate) router: Arc<Router>,
-    pub(crate) upstream: Upstream,
-    pub(crate) health: Health,
-    pub(crate) metrics: Metrics,
-    pub(crate) clock: Clock,
-    /// Cancelled when replies must end now because the gateway stops.
-    pub(crate) cut: CancellationToken,
-}
-
 /// An engine's reply whose first bytes are here and have not reached the client.
 struct Answer {
     choice: Choice,
@@ -65,18 +56,6 @@ struct Answer {
     headers: HeaderMap,
     first: Bytes,
     rest: Option<Incoming>,
-}
-
-impl Context {
-    /// Tells the engine's health how a request went, and the log if that takes the engine out.
-    pub(crate) fn note(&self, engine: &Engine, outcome: Outcome, cause: Option<&Error>) {
-        let before = engine.status();
-        self.router.note(engine, outcome, self.clock.now());
-        if before != Status::Down && engine.status() == Status::Down {
-            let cause = cause.map_or_else(|| format!("{outcome:?}"), ToString::to_string);
-            tracing::warn!(engine = engine.spec().name, cause, "engine is down");
-        }
-    }
 }
 
 /// Serves one request and tells `sender` all that comes of it.
@@ -100,30 +79,36 @@ async fn answer(
 ) -> Result<(), Error> {
     let debug = request.headers.get(net::DEBUG).is_some_and(|value| value == "1");
     let (request, prompt) = read_prompt(context, request).await?;
-    record.prompt(&prompt);
+    record.prompt(&prompt, debug);
     let answer = context.cut.run_until_cancelled(first_answer(context, request, &prompt, record));
     let answer = answer.await.unwrap_or_else(|| Err(Error::cut()))?;
-    relay(context, answer, debug, sender, record).await
+    let strip = prompt.strips_usage.then(Strip::new);
+    relay(context, answer, strip, sender, record).await
 }
 
-async fn read_prompt(
+/// The request and its prompt, whose key is as good as it gets.
+pub(crate) async fn read_prompt(
     context: &Arc<Context>,
     mut request: Request,
 ) -> Result<(Request, Prompt), Error> {
     let body = std::mem::take(&mut request.body);
-    let long = body.len() >= LONG_BODY;
-    let context = Arc::clone(context);
-    let read = move || {
-        let prompt = prompt::read(
-            request.endpoint,
-            &request.headers,
-            body,
-            &context.config,
-            &context.router,
-        )?;
+    let tokenises = context.models.any() && request.endpoint.shape.generates();
+    let long = body.len() >= if tokenises { LONG_TEXT } else { LONG_BODY };
+    let owned = Arc::clone(context);
+    let read = move || -> Result<(Request, Prompt), Error> {
+        let reader = Reader { config: &owned.config, router: &owned.router, models: &owned.models };
+        let prompt = prompt::read(request.endpoint, &request.headers, body, &reader)?;
         Ok((request, prompt))
     };
-    if long { off_thread(read).await? } else { read() }
+    let (request, mut prompt) = if long { off_thread(read).await? } else { read() }?;
+    if let Some(ask) = prompt.ask.take() {
+        match context.remote.tokens(context, &ask).await {
+            Ok(ids) => prompt.key.take(&ids, context.router.config()),
+            Err(why) => prompt.key.why = Some(why),
+        }
+    }
+    context.metrics.keyed(prompt.key.origin);
+    Ok((request, prompt))
 }
 
 /// Tries engines, the cheapest first, until one answers or trying again would help nobody.
@@ -142,23 +127,21 @@ async fn first_answer(
     let mut tried: Vec<EngineId> = Vec::new();
     let mut last = None;
     loop {
-        let query = Query {
-            model: &prompt.model,
-            chain: &prompt.chain,
-            session: prompt.session.as_deref(),
-            rank,
-            excluded: &tried,
-        };
+        let query = prompt.query(rank, &tried);
         let choice = match context.router.route(&query, context.clock.now()) {
             Ok(choice) => choice,
             // What the engines before said is closer to the truth than that there is none left.
             Err(none_left) => return last.unwrap_or_else(|| Err(none_left.into())),
         };
-        tried.push(choice.engine.id());
-        record.choice(&choice);
         let engine = Arc::clone(&choice.engine);
-        let result =
-            attempt(context, choice, call.clone(), deadline, prefill_tokens_per_second).await;
+        let chain = prompt.chain_for(&engine);
+        tried.push(engine.id());
+        record.choice(&choice);
+        let mut call = call.clone();
+        if let Some(body) = prompt.body_with_ids.as_ref().filter(|_| takes_ids(&engine)) {
+            call.body = body.clone();
+        }
+        let result = attempt(context, choice, call, deadline, prefill_tokens_per_second).await;
         context.note(&engine, outcome(result.as_ref()), result.as_ref().err());
         let again = match &result {
             Ok(answer) if is_overloaded(answer.status) => {
@@ -168,7 +151,7 @@ async fn first_answer(
             }
             Ok(answer) => {
                 if answer.status.is_success() {
-                    context.router.keep(&answer.choice, &prompt.chain, context.clock.now());
+                    context.router.keep(&answer.choice, chain, context.clock.now());
                 }
                 false
             }
@@ -180,6 +163,10 @@ async fn first_answer(
         context.metrics.retried(&engine);
         last = Some(result);
     }
+}
+
+fn takes_ids(engine: &Engine) -> bool {
+    engine.intake().is_some_and(|intake| intake.ids)
 }
 
 /// Asks one engine and waits for its first byte, or for the whole reply if that is no stream.
@@ -228,67 +215,12 @@ async fn attempt(
 /// requests away from the engine that holds it.
 async fn prefilled(choice: &Choice, tokens_per_s: Option<f32>) -> Infallible {
     if let Some(tokens_per_s) = tokens_per_s {
-        let own = choice.prompt_tokens.saturating_sub(choice.overlap_tokens);
+        let own = choice.prompt_tokens.saturating_sub(choice.overlap_tokens());
         let tokens = choice.terms.prefill_backlog + own as f32;
         tokio::time::sleep(Duration::from_secs_f32(tokens / tokens_per_s)).await;
         choice.guard.first_byte();
     }
     std::future::pending().await
-}
-
-/// Passes the reply on as it comes.
-async fn relay(
-    context: &Context,
-    mut answer: Answer,
-    debug: bool,
-    sender: &Sender,
-    record: &mut Record,
-) -> Result<(), Error> {
-    let events = net::is_event_stream(&answer.headers);
-    record.first_byte(answer.status, &answer.first);
-    let head = Head {
-        status: answer.status.as_u16(),
-        headers: client_headers(&mut answer, debug, record),
-    };
-    let mut whole_event = answer.first.ends_with(b"\n\n");
-    sender.head(head, std::mem::take(&mut answer.first));
-    let Some(mut rest) = answer.rest.take() else {
-        return Ok(());
-    };
-    let engine = Arc::clone(&answer.choice.engine);
-    let mut cut = pin!(context.cut.cancelled());
-    let broke = loop {
-        let chunk = tokio::select! {
-            biased;
-            () = &mut cut => break Error::cut(),
-            chunk = timeout(context.config.idle_timeout(), next_chunk(&mut rest)) => chunk,
-        };
-        match chunk {
-            Ok(Ok(Some(chunk))) => {
-                record.chunk(&chunk);
-                whole_event = chunk.ends_with(b"\n\n");
-                sender.chunk(chunk).await;
-            }
-            Ok(Ok(None)) => return Ok(()),
-            Ok(Err(cause)) => {
-                let error = Error::died_mid_reply(&engine.spec().name, &cause.to_string());
-                context.note(&engine, Outcome::DiedMidStream, Some(&error));
-                break error;
-            }
-            Err(_) => {
-                let limit_ms = context.config.idle_timeout_ms;
-                let error = Error::timeout(&engine.spec().name, "further byte", limit_ms);
-                context.note(&engine, Outcome::Timeout, Some(&error));
-                break error;
-            }
-        }
-    };
-    if events {
-        sender.chunk(broke.event(record.endpoint(), whole_event)).await;
-        record.broke(&broke);
-        return Ok(());
-    }
-    Err(broke)
 }
 
 /// The next chunk of data; `None` at the end. Trailers are skipped.
@@ -321,7 +253,7 @@ fn call(request: Request, prompt: &Prompt) -> Result<Call, Error> {
     Ok(Call { method: Method::POST, path_and_query, headers, body: prompt.body.clone() })
 }
 
-fn wanted_rank(headers: &HeaderMap) -> Result<Option<u32>, Error> {
+pub(crate) fn wanted_rank(headers: &HeaderMap) -> Result<Option<u32>, Error> {
     let Some(value) = headers.get(net::DATA_PARALLEL_RANK) else {
         return Ok(None);
     };
@@ -358,39 +290,4 @@ fn outcome(result: Result<&Answer, &Error>) -> Outcome {
             Retry::Never => Outcome::Timeout,
         },
     }
-}
-
-fn client_headers(answer: &mut Answer, debug: bool, record: &Record) -> HeaderMap {
-    let mut headers = std::mem::take(&mut answer.headers);
-    net::to_client(&mut headers);
-    let spec = answer.choice.engine.spec();
-    headers.insert(net::ENGINE, text_value(&spec.name));
-    headers.insert(net::REQUEST_ID, record.request_id().clone());
-    if is_overloaded(answer.status) && !headers.contains_key(RETRY_AFTER) {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    if debug {
-        let terms = &answer.choice.terms;
-        let pairs = [
-            ("x-nebula-overlap-tokens", answer.choice.overlap_tokens.to_string()),
-            ("x-nebula-prompt-tokens", answer.choice.prompt_tokens.to_string()),
-            ("x-nebula-rank", answer.choice.rank_index.to_string()),
-            ("x-nebula-cost", format!("{:.1}", terms.total)),
-            (
-                "x-nebula-cost-terms",
-                format!(
-                    "uncached={:.1} prefill_backlog={:.1} decode={:.1} pressure={:.1}",
-                    terms.uncached, terms.prefill_backlog, terms.decode, terms.pressure
-                ),
-            ),
-        ];
-        for (name, value) in pairs {
-            headers.insert(HeaderName::from_static(name), text_value(&value));
-        }
-    }
-    headers
-}
-
-fn text_value(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("?"))
 }

@@ -8,11 +8,12 @@ use nebula_route::{Engine, EngineId, Facts, ModelFact, Probe, Status};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::dispatch::Context;
+use crate::conform::{Conformance, State};
+use crate::context::Context;
 use crate::error::{Error, Kind, Retry};
 use crate::tasks::{Tasks, jittered};
 
@@ -30,8 +31,10 @@ pub(crate) struct Health {
 
 struct Watched {
     engine: String,
-    task: AbortHandle,
+    ranks: u32,
+    tasks: [AbortHandle; 2],
     lost: watch::Receiver<bool>,
+    examine: Arc<Notify>,
 }
 
 /// What one task knows between two probes.
@@ -41,6 +44,10 @@ struct Prober {
     lost: watch::Sender<bool>,
     missed: u32,
     facts_due: Instant,
+    /// Tells the other task of the engine to look at its prompts and events.
+    examine: Arc<Notify>,
+    /// Whether it must, because this may be another process than before.
+    is_new: bool,
 }
 
 impl Health {
@@ -48,28 +55,45 @@ impl Health {
     pub(crate) fn follow(context: &Arc<Context>, tasks: &Tasks) {
         let engines = context.router.engines();
         let mut watched = context.health.watched.lock();
+        let kept = |id: EngineId| engines.iter().any(|engine| engine.id() == id);
+        context.events.retain(kept);
+        context.conformance.retain(kept);
+        context.checks.retain(kept);
         watched.retain(|id, watched| {
-            let kept = engines.iter().any(|engine| engine.id() == *id);
+            let kept = kept(*id);
             if !kept {
-                watched.task.abort();
-                context.metrics.forget(&watched.engine);
+                watched.tasks.iter().for_each(AbortHandle::abort);
+                context.metrics.forget(&watched.engine, watched.ranks);
             }
             kept
         });
-        for engine in engines {
+        for engine in engines.iter().cloned() {
             watched.entry(engine.id()).or_insert_with(|| {
                 context.metrics.introduce(&engine);
-                let name = engine.spec().name.clone();
+                let (name, ranks) = (engine.spec().name.clone(), engine.spec().ranks);
                 let (lost, receiver) = watch::channel(false);
+                let examine = Arc::new(Notify::new());
+                let examiner =
+                    examined(Arc::clone(context), Arc::clone(&engine), Arc::clone(&examine));
                 let prober = Prober {
                     context: Arc::clone(context),
                     engine,
                     lost,
                     missed: 0,
                     facts_due: Instant::now(),
+                    examine: Arc::clone(&examine),
+                    is_new: true,
                 };
-                Watched { engine: name, task: tasks.spawn(prober.run()), lost: receiver }
+                let tasks = [tasks.spawn(prober.run()), tasks.spawn(examiner)];
+                Watched { engine: name, ranks, tasks, lost: receiver, examine }
             });
+        }
+    }
+
+    /// Has an engine's prompts and events looked at again.
+    pub(crate) fn examine(&self, engine: EngineId) {
+        if let Some(watched) = self.watched.lock().get(&engine) {
+            watched.examine.notify_one();
         }
     }
 
@@ -91,6 +115,16 @@ impl Health {
                 return;
             }
         }
+    }
+}
+
+/// Looks at an engine's events and prompts whenever it is told to. A task of its own: it waits for the engine longer than
+/// a probe may.
+async fn examined(context: Arc<Context>, engine: Arc<Engine>, due: Arc<Notify>) {
+    loop {
+        due.notified().await;
+        context.events.find(&context, &engine).await;
+        Conformance::run(&context, &engine).await;
     }
 }
 
@@ -119,6 +153,10 @@ impl Prober {
         if before != after {
             self.facts_due = Instant::now();
             self.tell(after, answer.as_ref().err());
+            if after == Status::Ready {
+                self.is_new = true;
+                self.context.events.relearn(&self.engine);
+            }
         }
         // An engine that answers, whatever it answers, is not lost.
         let answered = answer
@@ -166,10 +204,18 @@ impl Prober {
             for (rank, usage) in &report.kv_usage {
                 self.context.router.set_kv_usage(&self.engine, *rank, *usage);
             }
+            for (rank, counters) in &report.prefix {
+                self.context.checks.counters(&self.context, &self.engine, *rank, *counters);
+            }
             facts.block_size = report.block_size.or(facts.block_size);
             facts.kv_blocks = report.kv_blocks.or(facts.kv_blocks);
         }
         self.context.router.learn(&self.engine, facts);
+        let report = self.context.conformance.report(self.engine.id());
+        let unsettled = report.is_none_or(|report| report.state == State::Unavailable);
+        if std::mem::take(&mut self.is_new) || unsettled {
+            self.examine.notify_one();
+        }
     }
 
     async fn get(&self, path: &'static str) -> Result<bytes::Bytes, Error> {
@@ -191,6 +237,8 @@ struct ModelList {
 #[derive(Deserialize)]
 struct ModelCard {
     id: String,
+    root: Option<String>,
+    parent: Option<String>,
 }
 
 /// The models in an answer of `/v1/models`; each keeps its own JSON, which clients get as it is.
@@ -201,7 +249,12 @@ fn models(body: &[u8]) -> Result<Vec<ModelFact>, Error> {
         .into_iter()
         .map(|raw| {
             let card: ModelCard = serde_json::from_str(raw.get()).map_err(wrong)?;
-            Ok(ModelFact { id: card.id, raw: Box::<str>::from(raw).into_string() })
+            Ok(ModelFact {
+                id: card.id,
+                raw: Box::<str>::from(raw).into_string(),
+                root: card.root,
+                parent: card.parent,
+            })
         })
         .collect()
 }

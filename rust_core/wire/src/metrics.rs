@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use nebula_route::{Engine, Router, Status};
+use nebula_route::{Engine, Status};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,9 +11,15 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::context::Context;
 use crate::endpoint::{ENDPOINTS, Endpoint};
 use crate::error::Error;
-use crate::record::Usage;
+use crate::prompt::Origin;
+use crate::usage::Usage;
+
+mod exact;
+
+use exact::Exact;
 
 /// Seconds; from a cached prompt on a fast engine to a long queue.
 const TTFT_BUCKETS: [f64; 14] =
@@ -65,6 +71,7 @@ pub(crate) struct Metrics {
     tree_bytes: Gauge,
     tree_nodes: Gauge,
     tree_evicted: Gauge,
+    exact: Exact,
 }
 
 impl Metrics {
@@ -89,6 +96,7 @@ impl Metrics {
             tree_bytes: Gauge::default(),
             tree_nodes: Gauge::default(),
             tree_evicted: Gauge::default(),
+            exact: Exact::default(),
         };
         metrics.registered()
     }
@@ -174,7 +182,16 @@ impl Metrics {
             "Blocks evicted so far to keep the index within its bound",
             self.tree_evicted.clone(),
         );
+        self.exact.register(r);
         self
+    }
+
+    pub(crate) fn keyed(&self, origin: Origin) {
+        self.exact.keyed(origin);
+    }
+
+    pub(crate) fn shadowed(&self, differs: bool, gain: f32) {
+        self.exact.shadowed(differs, gain);
     }
 
     pub(crate) fn routed(&self, took: Duration) {
@@ -218,7 +235,8 @@ impl Metrics {
     }
 
     /// Drops every series of an engine that left the fleet: where addresses change, they would pile up.
-    pub(crate) fn forget(&self, engine: &str) {
+    pub(crate) fn forget(&self, engine: &str, ranks: u32) {
+        self.exact.forget(engine, ranks);
         let labels = of_engine(engine);
         for counters in
             [&self.retries, &self.prompt_tokens, &self.overlap_tokens, &self.cached_tokens]
@@ -239,7 +257,8 @@ impl Metrics {
     ///
     /// # Errors
     /// A label that cannot be written; none of ours is.
-    pub(crate) fn encode(&self, router: &Router, inflight: usize) -> Result<String, Error> {
+    pub(crate) fn encode(&self, context: &Context, inflight: usize) -> Result<String, Error> {
+        let router = &context.router;
         self.up.clear();
         self.running.clear();
         self.prefill_tokens.clear();
@@ -248,6 +267,7 @@ impl Metrics {
         for engine in router.engines() {
             self.gauges(&engine);
         }
+        self.exact.refresh(context);
         let stats = router.tree_stats();
         self.inflight.set(as_gauge(inflight));
         self.tree_blocks.set(as_gauge(stats.blocks));

@@ -7,19 +7,29 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use nebula_route::{Chain, KeyKind, Router, Scope};
+use nebula_route::{Chain, Engine, EngineId, Query, Router};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::config::Config;
 use crate::endpoint::{Endpoint, Shape};
 use crate::error::Error;
+use crate::models::Models;
 use crate::net;
+use crate::usage::{Wishes, ask, present};
 
+mod details;
 mod form;
-mod splice;
+mod key;
+mod keyed;
+mod source;
+pub(crate) mod splice;
 mod text;
 
+pub use details::{Ask, Details};
+pub use key::{Key, Origin};
+
+use keyed::Keyed;
 use splice::Splice;
 
 /// What routing needs to know of a request, and what the engine gets.
@@ -28,13 +38,26 @@ pub struct Prompt {
     /// The model as the engines know it: aliases are resolved.
     pub model: String,
     /// The prompt's blocks.
-    pub chain: Chain,
+    pub key: Key,
+    /// What must be asked of an engine before the key is as good as it can be.
+    pub ask: Option<Ask>,
     /// The conversation, for session affinity.
     pub session: Option<String>,
     /// Whether the engine's first byte says that the prompt is done. Other replies come when all of it is.
     pub streamed: bool,
     /// The body to send.
     pub body: Bytes,
+    /// The same with the prompt's ids, for engines that then need not tokenise it again.
+    pub body_with_ids: Option<Bytes>,
+    /// Whether the body asks for usage that the client did not ask for.
+    pub strips_usage: bool,
+}
+
+/// What every request is read with.
+pub(crate) struct Reader<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) router: &'a Router,
+    pub(crate) models: &'a Models,
 }
 
 /// The fields that matter here; all others pass through unread.
@@ -59,6 +82,12 @@ struct Fields<'a> {
     instructions: Option<&'a RawValue>,
     #[serde(borrow)]
     stream: Option<&'a RawValue>,
+    #[serde(borrow, deserialize_with = "present")]
+    stream_options: Option<&'a RawValue>,
+    #[serde(borrow)]
+    n: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt_embeds: Option<&'a RawValue>,
     #[serde(borrow)]
     cache_salt: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -79,16 +108,41 @@ struct Xargs<'a> {
     kv_transfer_params: Option<&'a RawValue>,
 }
 
+impl<'a> Fields<'a> {
+    fn wishes(&self) -> Wishes<'a> {
+        Wishes {
+            stream: self.stream,
+            stream_options: self.stream_options,
+            n: self.n,
+            prompt: self.prompt,
+            prompt_embeds: self.prompt_embeds,
+        }
+    }
+}
+
+impl Prompt {
+    /// The blocks as an engine cuts them.
+    #[must_use]
+    pub fn chain_for(&self, engine: &Engine) -> &Chain {
+        self.query(None, &[]).chain_for(engine)
+    }
+
+    /// What the router is asked with.
+    #[must_use]
+    pub fn query<'a>(&'a self, rank: Option<u32>, excluded: &'a [EngineId]) -> Query<'a> {
+        Query {
+            model: &self.model,
+            chain: self.key.chain(),
+            other_chains: self.key.other_chains(),
+            session: self.session.as_deref(),
+            rank,
+            excluded,
+        }
+    }
+}
+
 /// Longest model name in bytes: it comes back in error messages and stands in log lines.
 const LONGEST_MODEL: usize = 512;
-
-/// What a prompt is made of, before it is cut into blocks.
-enum Source {
-    Text(Vec<u8>),
-    Tokens(Vec<u32>),
-    /// The first of several prompts, and the bytes of JSON that all of them take.
-    Batch(Box<Source>, usize),
-}
 
 /// Reads a request for `endpoint`.
 ///
@@ -97,16 +151,15 @@ enum Source {
 ///
 /// # Errors
 /// [`Kind::BadRequest`](crate::Kind::BadRequest) with the field and what would be right.
-pub fn read(
+pub(crate) fn read(
     endpoint: Endpoint,
     headers: &HeaderMap,
     body: Bytes,
-    config: &Config,
-    router: &Router,
+    reader: &Reader<'_>,
 ) -> Result<Prompt, Error> {
     let mut prompt = match endpoint.shape {
-        Shape::Form => form::read(headers, body, config, router)?,
-        shape => read_json(shape, &body, config, router)?,
+        Shape::Form => form::read(headers, body, reader.config, reader.router)?,
+        shape => read_json(shape, &body, reader)?,
     };
     if let Some(session) = headers.get(net::SESSION_ID).and_then(|value| value.to_str().ok()) {
         prompt.session = Some(session.to_owned());
@@ -114,12 +167,8 @@ pub fn read(
     Ok(prompt)
 }
 
-fn read_json(
-    shape: Shape,
-    body: &Bytes,
-    config: &Config,
-    router: &Router,
-) -> Result<Prompt, Error> {
+fn read_json(shape: Shape, body: &Bytes, reader: &Reader<'_>) -> Result<Prompt, Error> {
+    let (config, router) = (reader.config, reader.router);
     let json = as_json(body)?;
     let fields = parse(json)?;
     let named = fields.model.map(model_name).transpose()?.unwrap_or_default();
@@ -134,29 +183,68 @@ fn read_json(
     if let (Some(raw), Some(model)) = (fields.model, alias) {
         splice.replace_value(raw.get(), serde_json::Value::from(model.as_str()).to_string());
     }
-    if !config.trust_kv_transfer_params {
-        let xargs =
-            fields.vllm_xargs.and_then(|raw| serde_json::from_str::<Xargs<'_>>(raw.get()).ok());
-        let inner = xargs.and_then(|xargs| xargs.kv_transfer_params);
-        for raw in [fields.kv_transfer_params, inner].into_iter().flatten() {
-            splice.remove_field(raw.get());
-        }
-    }
-    let edited = splice.finish();
+    let params = kept_transfer_params(&fields, config, &mut splice);
+    let strips_usage = config.ask_usage
+        && matches!(shape, Shape::Chat | Shape::Completion)
+        && ask(&mut splice, &fields.wishes());
 
-    let salt = fields.cache_salt.and_then(string);
+    let served = router.served(&model);
+    let keyed = Keyed::of(shape, &fields, json, &model, served.as_deref(), reader)?;
+    let forwards = served.is_some_and(|served| served.takes_ids)
+        && params.is_none()
+        && Details::of(json).can_go_as_ids();
+    let body_with_ids = keyed.ids.filter(|_| forwards).and_then(|ids| {
+        let mut splice = splice.clone();
+        with_ids(shape, &fields, &ids, &mut splice)?;
+        splice.finish().map(Bytes::from)
+    });
     let session = fields.session_id.and_then(string).or_else(|| fields.user.and_then(string));
-    let chain = match source(shape, &fields, json.len())? {
-        Some(source) => chain(&source, &model, salt.as_deref(), router),
-        None => Chain::empty(estimate_tokens(json.len(), router)),
-    };
     Ok(Prompt {
         model: model.into_owned(),
-        chain,
+        key: keyed.key,
+        ask: keyed.ask,
         session: session.map(Cow::into_owned),
         streamed: fields.stream.is_some_and(|raw| raw.get() == "true"),
-        body: edited.map_or_else(|| body.clone(), Bytes::from),
+        body: splice.finish().map_or_else(|| body.clone(), Bytes::from),
+        body_with_ids,
+        strips_usage,
     })
+}
+
+/// The client's own `kv_transfer_params` where they are trusted; else they go.
+fn kept_transfer_params<'a>(
+    fields: &Fields<'a>,
+    config: &Config,
+    splice: &mut Splice<'a>,
+) -> Option<&'a RawValue> {
+    if config.trust_kv_transfer_params {
+        return fields.kv_transfer_params.or(fields.vllm_xargs);
+    }
+    let xargs = fields.vllm_xargs.and_then(|raw| serde_json::from_str::<Xargs<'_>>(raw.get()).ok());
+    let inner = xargs.and_then(|xargs| xargs.kv_transfer_params);
+    for raw in [fields.kv_transfer_params, inner].into_iter().flatten() {
+        splice.remove_field(raw.get());
+    }
+    None
+}
+
+/// Puts the prompt's ids where an engine takes them; `None` where it takes none.
+fn with_ids<'a>(
+    shape: Shape,
+    fields: &Fields<'a>,
+    ids: &[u32],
+    splice: &mut Splice<'a>,
+) -> Option<()> {
+    let ids = serde_json::to_string(ids).ok()?;
+    match shape {
+        Shape::Completion => splice.replace_value(fields.prompt?.get(), ids),
+        Shape::Chat => {
+            let params = format!(r#","kv_transfer_params":{{"prompt_token_ids":{ids}}}"#);
+            splice.insert_after(fields.model?.get(), params);
+        }
+        _ => return None,
+    }
+    Some(())
 }
 
 fn as_json(body: &[u8]) -> Result<&str, Error> {
@@ -221,93 +309,13 @@ fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str::<String>(raw.get()).ok().map(Cow::Owned)
 }
 
-fn source(shape: Shape, fields: &Fields<'_>, capacity: usize) -> Result<Option<Source>, Error> {
-    match shape {
-        Shape::Chat | Shape::Messages => {
-            let messages = fields.messages.as_ref().ok_or_else(|| missing("messages"))?;
-            let mut key = text::KeyText::with_capacity(capacity);
-            key.head(&[fields.tools, fields.system]);
-            key.messages(messages);
-            Ok(Some(Source::Text(key.finish())))
-        }
-        Shape::Completion => Ok(prompt_source(fields.prompt.ok_or_else(|| missing("prompt"))?)),
-        Shape::Input | Shape::Responses => Ok(input_source(fields, capacity)),
-        Shape::Plain | Shape::Form => Ok(None),
-    }
-}
-
-fn missing(field: &'static str) -> Error {
-    Error::bad_request(Some(field.into()), format!("{field}: this field is required"))
-}
-
-/// A prompt is text, token ids, or a list of either; a list of prompts is routed by its first.
-fn prompt_source(raw: &RawValue) -> Option<Source> {
-    if let Some(source) = single_source(raw) {
-        return Some(source);
-    }
-    let prompts = serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()?;
-    let first = single_source(prompts.first()?)?;
-    Some(if prompts.len() == 1 { first } else { Source::Batch(Box::new(first), raw.get().len()) })
-}
-
-fn single_source(raw: &RawValue) -> Option<Source> {
-    match string(raw) {
-        Some(text) => Some(Source::Text(text.into_owned().into_bytes())),
-        None => serde_json::from_str(raw.get()).ok().map(Source::Tokens),
-    }
-}
-
-fn input_source(fields: &Fields<'_>, capacity: usize) -> Option<Source> {
-    if let Some(messages) = &fields.messages {
-        let mut key = text::KeyText::with_capacity(capacity);
-        key.messages(messages);
-        return Some(Source::Text(key.finish()));
-    }
-    let input = fields.input?;
-    if let Ok(items) = serde_json::from_str::<Vec<text::Message<'_>>>(input.get()) {
-        let mut key = text::KeyText::with_capacity(capacity);
-        key.head(&[fields.tools, fields.instructions]);
-        key.messages(&items);
-        return Some(Source::Text(key.finish()));
-    }
-    match prompt_source(input)? {
-        Source::Text(text) => {
-            let mut key = text::KeyText::with_capacity(capacity);
-            key.head(&[fields.tools, fields.instructions]);
-            key.text(&text);
-            Some(Source::Text(key.finish()))
-        }
-        other => Some(other),
-    }
-}
-
-fn chain(source: &Source, model: &str, cache_salt: Option<&str>, router: &Router) -> Chain {
-    let config = router.config();
-    match source {
-        Source::Text(text) => {
-            let block = config.text_block_bytes;
-            let scope = Scope { model, cache_salt, block, kind: KeyKind::Text };
-            Chain::from_text(&scope, text, config.bytes_per_token)
-        }
-        Source::Tokens(tokens) => {
-            let block = config.token_block_tokens;
-            let scope = Scope { model, cache_salt, block, kind: KeyKind::Tokens };
-            Chain::from_tokens(&scope, tokens)
-        }
-        Source::Batch(first, bytes) => {
-            let tokens = estimate_tokens(*bytes, router);
-            chain(first, model, cache_salt, router).with_prompt_tokens(tokens)
-        }
-    }
-}
-
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "an estimate of a positive length"
 )]
-fn estimate_tokens(bytes: usize, router: &Router) -> u32 {
-    (bytes as f32 / router.config().bytes_per_token) as u32
+fn estimate_tokens(bytes: usize, config: &nebula_route::Config) -> u32 {
+    (bytes as f32 / config.bytes_per_token) as u32
 }
 
 /// A request without a model is meant for the only one there is, as engines see it.

@@ -7,13 +7,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use memchr::memmem;
-use nebula_route::{Choice, Outcome};
+use nebula_route::{Choice, Other, Outcome};
 
-use crate::dispatch::Context;
+use crate::check::Predicted;
+use crate::context::Context;
+use crate::decisions::{Decision, Elsewhere};
 use crate::endpoint::Endpoint;
 use crate::error::Error;
-use crate::prompt::Prompt;
+use crate::prompt::{Origin, Prompt};
+use crate::usage::Usage;
 use hashes::PromptHashes;
 
 /// The status of a request whose client left before there was one (nginx's 499).
@@ -27,6 +29,9 @@ pub(crate) struct Record {
     start: Instant,
     model: String,
     prompt_tokens: u32,
+    origin: Origin,
+    /// Whether the client asked for the decision.
+    debug: bool,
     /// Only where they are logged.
     hashes: Option<PromptHashes>,
     routed: Option<Routed>,
@@ -39,24 +44,16 @@ pub(crate) struct Record {
     finished: bool,
 }
 
+/// What was chosen, without the guard.
 struct Routed {
     engine: Arc<nebula_route::Engine>,
     rank: u32,
-    overlap_tokens: u32,
+    predicted: Predicted,
     cost: f32,
     queue: u32,
     candidates: u32,
-}
-
-/// What the engine reports at the end of a reply.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Usage {
-    /// Tokens of the prompt.
-    pub(crate) prompt: Option<u64>,
-    /// Those of them that came from the engine's cache.
-    pub(crate) cached: Option<u64>,
-    /// Tokens of the reply.
-    pub(crate) completion: Option<u64>,
+    runner_up: Option<Other>,
+    shadow: Option<Other>,
 }
 
 impl Record {
@@ -73,6 +70,8 @@ impl Record {
             start: Instant::now(),
             model: String::new(),
             prompt_tokens: 0,
+            origin: Origin::Text,
+            debug: false,
             hashes: None,
             routed: None,
             attempts: 0,
@@ -96,32 +95,53 @@ impl Record {
         &self.request_id
     }
 
-    pub(crate) fn prompt(&mut self, prompt: &Prompt) {
+    /// Whether the client asked for the decision in the reply's headers.
+    pub(crate) fn is_debug(&self) -> bool {
+        self.debug
+    }
+
+    /// Where the prompt's tokens came from, for people.
+    pub(crate) fn origin(&self) -> String {
+        self.origin.as_str().to_owned()
+    }
+
+    pub(crate) fn prompt(&mut self, prompt: &Prompt, debug: bool) {
         self.model.clone_from(&prompt.model);
-        self.prompt_tokens = prompt.chain.prompt_tokens();
+        self.debug = debug;
+        self.origin = prompt.key.origin;
+        self.prompt_tokens = prompt.key.chain().prompt_tokens();
         let config = &self.context.config;
         if config.log_prompt_hashes && config.log_requests && self.endpoint.shape.generates() {
-            self.hashes = Some(PromptHashes::of(&prompt.chain));
+            self.hashes = Some(PromptHashes::of(prompt.key.chain()));
         }
     }
 
     pub(crate) fn choice(&mut self, choice: &Choice) {
         self.attempts += 1;
         self.context.metrics.routed(self.start.elapsed());
+        if let Some((differs, gain)) = choice.shadow_gain() {
+            self.context.metrics.shadowed(differs, gain);
+        }
+        self.prompt_tokens = choice.prompt_tokens;
         self.routed = Some(Routed {
             engine: Arc::clone(&choice.engine),
             rank: choice.rank_index,
-            overlap_tokens: choice.overlap_tokens,
+            predicted: Predicted {
+                prompt: choice.prompt_tokens,
+                overlap: choice.overlap_tokens(),
+                exact: choice.exact,
+            },
             cost: choice.terms.total,
             queue: choice.running_before,
             candidates: choice.candidates,
+            runner_up: choice.runner_up.clone(),
+            shadow: choice.shadow.clone(),
         });
     }
 
-    pub(crate) fn first_byte(&mut self, status: StatusCode, chunk: &Bytes) {
+    pub(crate) fn first_byte(&mut self, status: StatusCode) {
         self.status = status.as_u16();
         self.ttft_ms = Some(self.elapsed_ms());
-        self.chunk(chunk);
     }
 
     pub(crate) fn chunk(&mut self, chunk: &Bytes) {
@@ -148,14 +168,8 @@ impl Record {
     }
 
     fn usage(&self) -> Usage {
-        let mut usage = Usage::default();
-        for chunk in &self.tail {
-            let found = read_usage(chunk);
-            usage.prompt = found.prompt.or(usage.prompt);
-            usage.cached = found.cached.or(usage.cached);
-            usage.completion = found.completion.or(usage.completion);
-        }
-        usage
+        let [before, last] = &self.tail;
+        Usage::read(last).or(Usage::read(before))
     }
 
     fn log(&self, usage: Usage) {
@@ -167,7 +181,8 @@ impl Record {
             model = self.model,
             engine = routed.map_or("-", |routed| routed.engine.spec().name.as_str()),
             rank = routed.map(|routed| routed.rank),
-            overlap = routed.map_or(0, |routed| routed.overlap_tokens),
+            overlap = routed.map_or(0, |routed| routed.predicted.overlap),
+            key = self.origin.as_str(),
             prompt = self.prompt_tokens,
             cached = usage.cached,
             completion = usage.completion,
@@ -188,6 +203,48 @@ impl Record {
     }
 }
 
+impl Record {
+    fn decision(&self, routed: &Routed, usage: Usage) -> Decision {
+        let of = |other: &Other| Elsewhere {
+            engine: other.engine.spec().name.clone(),
+            rank: other.rank_index,
+            cost: None,
+            gain: None,
+        };
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at = since_1970.unwrap_or_default().saturating_sub(self.start.elapsed());
+        Decision {
+            at_ms: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
+            id: self.request_id.to_str().unwrap_or("?").to_owned(),
+            model: self.model.clone(),
+            path: self.endpoint.path,
+            engine: routed.engine.spec().name.clone(),
+            rank: routed.rank,
+            policy: self.context.router.policy().name(),
+            key: if self.origin == Origin::Text { "text" } else { "tokens" },
+            source: self.origin,
+            exact: routed.predicted.exact,
+            prompt_tokens: self.prompt_tokens,
+            overlap_tokens: routed.predicted.overlap,
+            cached_tokens: usage.cached,
+            cost: routed.cost,
+            runner_up: routed
+                .runner_up
+                .as_ref()
+                .map(|other| Elsewhere { cost: Some(other.cost), ..of(other) }),
+            shadow: routed
+                .shadow
+                .as_ref()
+                .map(|other| Elsewhere { gain: Some(routed.cost - other.cost), ..of(other) }),
+            candidates: routed.candidates,
+            attempts: self.attempts,
+            ttft_ms: self.ttft_ms.map(round_ms),
+            total_ms: round_ms(self.elapsed_ms()),
+            status: self.status,
+        }
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.finished {
@@ -197,7 +254,7 @@ impl Drop for Record {
                 self.context.note(&routed.engine, Outcome::ClientGone, None);
             }
         }
-        let usage = self.usage();
+        let mut usage = self.usage();
         let metrics = &self.context.metrics;
         let engine = self.routed.as_ref().map_or("", |routed| routed.engine.spec().name.as_str());
         metrics.request(self.endpoint, engine, self.status, self.start.elapsed());
@@ -205,7 +262,15 @@ impl Drop for Record {
             && self.status < 400
         {
             metrics.first_byte(engine, ttft_ms / 1e3);
-            metrics.overlap(engine, self.prompt_tokens, routed.overlap_tokens, usage);
+            let (context, predicted) = (&self.context, routed.predicted);
+            let checks = &context.checks;
+            usage.cached = checks.reply(context, &routed.engine, routed.rank, predicted, usage);
+            metrics.overlap(engine, self.prompt_tokens, predicted.overlap, usage);
+        }
+        if self.context.decisions.are_kept()
+            && let Some(routed) = &self.routed
+        {
+            self.context.decisions.keep(self.decision(routed, usage));
         }
         if self.context.config.log_requests {
             self.log(usage);
@@ -215,49 +280,4 @@ impl Drop for Record {
 
 fn round_ms(ms: f64) -> f64 {
     (ms * 10.0).round() / 10.0
-}
-
-/// The figures of the last `"usage"` object in a chunk, read where they stand; text that only looks like one is
-/// escaped inside its JSON string and so cannot match.
-fn read_usage(chunk: &[u8]) -> Usage {
-    let Some(at) = memmem::rfind(chunk, b"\"usage\":{") else {
-        return Usage::default();
-    };
-    let tail = &chunk[at..];
-    Usage {
-        prompt: number_after(tail, b"\"prompt_tokens\":"),
-        cached: number_after(tail, b"\"cached_tokens\":"),
-        // The Responses and Messages APIs have another name for it.
-        completion: number_after(tail, b"\"completion_tokens\":")
-            .or_else(|| number_after(tail, b"\"output_tokens\":")),
-    }
-}
-
-fn number_after(bytes: &[u8], key: &[u8]) -> Option<u64> {
-    let start = memmem::find(bytes, key)? + key.len();
-    let digits = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    std::str::from_utf8(&bytes[start..start + digits]).ok()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn usage_is_read_from_a_chunk_and_from_a_whole_reply() {
-        let chunk = br#"data: {"choices":[],"usage":{"prompt_tokens":11,"total_tokens":17,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":8}}}"#;
-        let usage = read_usage(chunk);
-        assert_eq!(usage, Usage { prompt: Some(11), cached: Some(8), completion: Some(6) });
-        assert_eq!(
-            read_usage(br#"{"content":"\"usage\":{\"prompt_tokens\":5}"}"#),
-            Usage::default()
-        );
-        assert_eq!(
-            read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached,
-            None
-        );
-        let message =
-            br#"{"usage":{"input_tokens":3,"output_tokens_details":{},"output_tokens":9}}"#;
-        assert_eq!(read_usage(message).completion, Some(9));
-    }
 }

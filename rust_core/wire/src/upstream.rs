@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HeaderMap;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -90,6 +90,32 @@ impl Upstream {
                 _ => Error::connect(name, &cause),
             }
         })
+    }
+
+    /// The status and the body of an answer to JSON, whole.
+    ///
+    /// # Errors
+    /// As [`Upstream::send`], or an answer over `limit` bytes.
+    pub(crate) async fn post(
+        &self,
+        engine: &Engine,
+        path: &'static str,
+        body: Bytes,
+        limit: usize,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let json = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let call = Call {
+            method: Method::POST,
+            path_and_query: PathAndQuery::from_static(path),
+            headers: HeaderMap::from_iter([json]),
+            body,
+        };
+        let response = self.send(engine, call).await?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), limit).collect().await;
+        let name = &engine.spec().name;
+        let body = body.map_err(|cause| Error::broken(name, &cause.to_string()))?;
+        Ok((status, body.to_bytes()))
     }
 
     /// A small answer to a `GET`, whole.

@@ -7,19 +7,28 @@ use nebula_route::{EngineSpec, Error as RouteError, Router};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::check::Checks;
 use crate::config::Config;
-use crate::dispatch::{Context, Request, exchange};
+use crate::conform::Conformance;
+use crate::context::Context;
+use crate::decisions::Decisions;
+use crate::dispatch::{Request, exchange};
 use crate::error::Error;
+use crate::explain::{as_json, explain};
+use crate::follow::Events;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::models::Models;
 use crate::net;
 use crate::record::Record;
+use crate::remote::Remote;
 use crate::reply::{self, Exchange};
 use crate::tasks::{Clock, Tasks, jittered};
 use crate::upstream::Upstream;
+use crate::workers::workers;
 
-/// How often routes that outlived their time leave the index.
-const EXPIRE: Duration = Duration::from_secs(1);
+/// How often routes that outlived their time leave the index, and events are reviewed.
+const KEEP_HOUSE: Duration = Duration::from_secs(1);
 
 /// Requests to engines and back, on a thread of its own.
 pub struct Wire {
@@ -37,8 +46,14 @@ impl Wire {
         let tasks = Tasks::start()?;
         let context = Arc::new(Context {
             upstream: Upstream::new(&config, tasks.executor())?,
+            events: Events::start(config.events.as_ref(), &router)?,
             router,
             health: Health::default(),
+            models: Models::new(config.segment_cache_bytes),
+            remote: Remote::new(config.tokenize_cache_bytes),
+            conformance: Conformance::default(),
+            checks: Checks::default(),
+            decisions: Decisions::new(config.decisions_kept),
             metrics: Metrics::new(),
             clock: Clock::start(),
             cut: CancellationToken::new(),
@@ -46,7 +61,7 @@ impl Wire {
         });
         let inflight = Arc::new(Semaphore::new(context.config.max_inflight as usize));
         let wire = Wire { context, tasks, inflight };
-        wire.tasks.spawn(expire(Arc::clone(&wire.context)));
+        wire.tasks.spawn(keep_house(Arc::clone(&wire.context)));
         Health::follow(&wire.context, &wire.tasks);
         Ok(wire)
     }
@@ -69,6 +84,43 @@ impl Wire {
             self.tasks.spawn(async move { sender.end(Err(refusal)) })
         };
         exchange_for(task)
+    }
+
+    /// What would be chosen for a request, as JSON with every term. Nothing is sent or booked, but for the engine that is
+    /// asked for tokens where nobody else knows them.
+    #[must_use]
+    pub fn explain(&self, request: Request) -> Exchange {
+        let id = net::new_request_id();
+        let (sender, exchange_for) = reply::channel(id);
+        let context = Arc::clone(&self.context);
+        let task = self.tasks.spawn(async move { explain(&context, request, sender).await });
+        exchange_for(task)
+    }
+
+    /// Every engine with all that is known of it, as JSON.
+    ///
+    /// # Errors
+    /// A name that cannot be written; none of ours is.
+    pub fn workers(&self) -> Result<String, Error> {
+        workers(&self.context)
+    }
+
+    /// The latest decisions with their outcomes, the newest first, as JSON.
+    ///
+    /// # Errors
+    /// As [`Wire::workers`].
+    pub fn decisions(&self, limit: usize) -> Result<String, Error> {
+        as_json(&self.context.decisions.latest(limit))
+    }
+
+    /// The engines with their state, load and facts, as JSON.
+    ///
+    /// # Errors
+    /// As [`Wire::workers`].
+    pub fn engines(&self) -> Result<String, Error> {
+        let now = self.context.clock.now();
+        let engines = self.context.router.engines();
+        as_json(&engines.iter().map(|engine| engine.view(now)).collect::<Vec<_>>())
     }
 
     fn refusal(&self) -> Error {
@@ -106,7 +158,7 @@ impl Wire {
     /// # Errors
     /// A label that cannot be written.
     pub fn metrics(&self) -> Result<String, Error> {
-        self.context.metrics.encode(&self.context.router, self.inflight())
+        self.context.metrics.encode(&self.context, self.inflight())
     }
 
     /// Refuses new requests with 503 from now on; those in flight go on.
@@ -122,13 +174,15 @@ impl Wire {
     /// Stops every task and waits for the thread. Requests in flight are dropped: their engines stop too.
     pub fn stop(&self) {
         self.close();
+        self.context.events.stop();
         self.tasks.stop();
     }
 }
 
-async fn expire(context: Arc<Context>) {
+async fn keep_house(context: Arc<Context>) {
     loop {
-        tokio::time::sleep(jittered(EXPIRE)).await;
+        tokio::time::sleep(jittered(KEEP_HOUSE)).await;
         context.router.expire(context.clock.now());
+        context.events.review(&context);
     }
 }

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, Literal
 import typer
 from pydantic import Field
 
-from nebula_router.config import Flag
 from nebula_router.flags import option
+from nebula_router.kinds import Flag
 from nebula_router.reference import Setting
 from nebula_router.simulate.options import read
 from nebula_router.simulate.workload import KINDS, MOST, Count, Part

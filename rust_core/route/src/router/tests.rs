@@ -1,5 +1,6 @@
 use super::*;
-use crate::{KeyKind, POLICIES, Scope, Status};
+use crate::engine::{EngineSpec, Facts, ModelFact};
+use crate::{KeyKind, Outcome, POLICIES, Probe, Scope, Status};
 
 mod exact;
 

@@ -2,7 +2,7 @@
 
 use nebula_route::event::Event;
 use nebula_route::{
-    Chain, Choice, EngineSpec, Facts, Millis, ModelFact, Probe, Query, RankId, Router,
+    Chain, Choice, EngineSpec, Facts, Millis, ModelFact, Probe, Query, RankId, Router, Tier,
 };
 
 use super::host::Host;
@@ -85,7 +85,7 @@ impl Rule for Production {
     }
 
     fn told(&mut self, host: usize, events: &[Event]) {
-        self.router.apply(rank(host), events);
+        self.router.apply(rank(host), Tier::Gpu, events);
     }
 
     fn tick(&mut self, hosts: &[Host], now: Nanos) {

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use memchr::memmem;
-use nebula_route::{Chain, Router};
+use nebula_route::Router;
 
-use super::{Prompt, only_model};
+use super::{Key, Prompt, only_model};
 use crate::config::Config;
 use crate::error::Error;
 
@@ -27,10 +27,13 @@ pub(super) fn read(
     })?;
     let mut prompt = Prompt {
         model: String::new(),
-        chain: Chain::empty(UPLOAD_TOKENS),
+        key: Key::empty(UPLOAD_TOKENS),
+        ask: None,
         session: None,
         streamed: false,
         body,
+        body_with_ids: None,
+        strips_usage: false,
     };
     let Some(span) = field(&prompt.body, boundary, "model") else {
         prompt.model = only_model(router)?;

@@ -1,14 +1,14 @@
 //! Blocks of several sizes, explanations, shadows, and what predictions were worth.
 
 use super::*;
-use crate::engine::{KeySource, KeySpec};
+use crate::engine::{Intake, KeySource, KeySpec};
 
 #[test]
 fn an_engine_that_cuts_prompts_otherwise_is_asked_with_its_own_blocks() {
     let router = router("kv", 2);
     let keys = [16, 32].map(|block| KeySpec { source: KeySource::Local, block });
     for (engine, key) in router.engines().iter().zip(keys) {
-        router.learn(engine, Facts { key: Some(key), ..facts(&["m"]) });
+        router.settle(engine, Intake { key, ids: false });
     }
     let served = router.served("m").unwrap();
     assert_eq!(served.keys.as_slice(), keys);
