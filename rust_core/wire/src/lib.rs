@@ -6,6 +6,7 @@
 //! prompt     request body -> model, key, session, and the bytes to send on
 //! upstream   pooled connections to the engines
 //! reply      what is ready, handed over one wake-up at a time
+//! usage      the tokens that an engine reports: asked for, taken out of the reply again, read
 //! health     probes and facts of every engine
 //! record     what a request leaves behind: one log line, metrics, the engine's health
 //! metrics    the Prometheus registry
@@ -24,6 +25,7 @@ mod record;
 pub mod reply;
 mod tasks;
 mod upstream;
+pub mod usage;
 mod wire;
 
 pub use config::Config;

@@ -13,7 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::endpoint::{ENDPOINTS, Endpoint};
 use crate::error::Error;
-use crate::record::Usage;
+use crate::usage::Usage;
 
 /// Seconds; from a cached prompt on a fast engine to a long queue.
 const TTFT_BUCKETS: [f64; 14] =

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::net;
 
 mod form;
-mod splice;
+pub(crate) mod splice;
 mod text;
 
 use splice::Splice;

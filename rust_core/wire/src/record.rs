@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use memchr::memmem;
 use nebula_route::{Choice, Outcome};
 
 use crate::dispatch::Context;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::prompt::Prompt;
+use crate::usage::Usage;
 use hashes::PromptHashes;
 
 /// The status of a request whose client left before there was one (nginx's 499).
@@ -46,17 +46,6 @@ struct Routed {
     cost: f32,
     queue: u32,
     candidates: u32,
-}
-
-/// What the engine reports at the end of a reply.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Usage {
-    /// Tokens of the prompt.
-    pub(crate) prompt: Option<u64>,
-    /// Those of them that came from the engine's cache.
-    pub(crate) cached: Option<u64>,
-    /// Tokens of the reply.
-    pub(crate) completion: Option<u64>,
 }
 
 impl Record {
@@ -148,14 +137,8 @@ impl Record {
     }
 
     fn usage(&self) -> Usage {
-        let mut usage = Usage::default();
-        for chunk in &self.tail {
-            let found = read_usage(chunk);
-            usage.prompt = found.prompt.or(usage.prompt);
-            usage.cached = found.cached.or(usage.cached);
-            usage.completion = found.completion.or(usage.completion);
-        }
-        usage
+        let [before, last] = &self.tail;
+        Usage::read(last).or(Usage::read(before))
     }
 
     fn log(&self, usage: Usage) {
@@ -215,49 +198,4 @@ impl Drop for Record {
 
 fn round_ms(ms: f64) -> f64 {
     (ms * 10.0).round() / 10.0
-}
-
-/// The figures of the last `"usage"` object in a chunk, read where they stand; text that only looks like one is
-/// escaped inside its JSON string and so cannot match.
-fn read_usage(chunk: &[u8]) -> Usage {
-    let Some(at) = memmem::rfind(chunk, b"\"usage\":{") else {
-        return Usage::default();
-    };
-    let tail = &chunk[at..];
-    Usage {
-        prompt: number_after(tail, b"\"prompt_tokens\":"),
-        cached: number_after(tail, b"\"cached_tokens\":"),
-        // The Responses and Messages APIs have another name for it.
-        completion: number_after(tail, b"\"completion_tokens\":")
-            .or_else(|| number_after(tail, b"\"output_tokens\":")),
-    }
-}
-
-fn number_after(bytes: &[u8], key: &[u8]) -> Option<u64> {
-    let start = memmem::find(bytes, key)? + key.len();
-    let digits = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    std::str::from_utf8(&bytes[start..start + digits]).ok()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn usage_is_read_from_a_chunk_and_from_a_whole_reply() {
-        let chunk = br#"data: {"choices":[],"usage":{"prompt_tokens":11,"total_tokens":17,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":8}}}"#;
-        let usage = read_usage(chunk);
-        assert_eq!(usage, Usage { prompt: Some(11), cached: Some(8), completion: Some(6) });
-        assert_eq!(
-            read_usage(br#"{"content":"\"usage\":{\"prompt_tokens\":5}"}"#),
-            Usage::default()
-        );
-        assert_eq!(
-            read_usage(br#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}"#).cached,
-            None
-        );
-        let message =
-            br#"{"usage":{"input_tokens":3,"output_tokens_details":{},"output_tokens":9}}"#;
-        assert_eq!(read_usage(message).completion, Some(9));
-    }
 }
