@@ -1,9 +1,11 @@
 //! The usage event that the gateway asked for, taken out of a stream of events again.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
-use memchr::{memchr, memchr_iter, memmem, memrchr};
+use memchr::memmem::Finder;
+use memchr::{memchr, memchr_iter, memrchr};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -13,6 +15,10 @@ use super::{Usage, after_colon};
 pub const LONGEST_EVENT: usize = 1024 * 1024;
 
 const DATA: &[u8] = b"data:";
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
+static REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"finish_reason\""));
+static FINGERPRINT: LazyLock<Finder<'static>> =
+    LazyLock::new(|| Finder::new(b"\"system_fingerprint\""));
 /// What the end of a line that is followed by another line's start looks like: the start of a stream is one.
 const LINE_START: [u8; 2] = *b"\n\n";
 
@@ -174,14 +180,13 @@ impl Event<'_> {
         let Some(json) = line.strip_prefix(DATA).filter(|_| memchr(b'\n', line).is_none()) else {
             return Event::Other;
         };
-        if has(json, b"\"usage\"", b'{')
+        if has(json, &USAGE, b'{')
             && let Some(event) = Event::with_usage(json)
         {
             return event;
         }
-        let last = has(json, b"\"finish_reason\"", b'"')
-            && !has(json, b"\"system_fingerprint\"", b'"')
-            && json.ends_with(b"}");
+        let last =
+            has(json, &REASON, b'"') && !has(json, &FINGERPRINT, b'"') && json.ends_with(b"}");
         if last { Event::Last } else { Event::Other }
     }
 
@@ -196,11 +201,12 @@ impl Event<'_> {
     }
 }
 
-/// Whether a value of `key`, given in its quotes, starts with `first`. Text that only looks like a key is escaped
+/// Whether a value of `key`, sought in its quotes, starts with `first`. Text that only looks like a key is escaped
 /// inside its JSON string and so cannot match.
-fn has(json: &[u8], key: &[u8], first: u8) -> bool {
-    memmem::find_iter(json, key).any(|at| {
-        after_colon(&json[at + key.len()..]).is_some_and(|value| value.first() == Some(&first))
+fn has(json: &[u8], key: &Finder<'_>, first: u8) -> bool {
+    key.find_iter(json).any(|at| {
+        let value = after_colon(&json[at + key.needle().len()..]);
+        value.is_some_and(|value| value.first() == Some(&first))
     })
 }
 

@@ -17,8 +17,8 @@ const CAPTURES: [(&[u8], &[u8], Usage); 2] = [
     ),
 ];
 
-const USAGE: &str = r#"data: {"id":"i","choices":[],"usage":{"prompt_tokens":2,"completion_tokens":1},"system_fingerprint":"f"}"#;
-const LAST: &str = r#"data: {"id":"i","choices":[{"text":"a","finish_reason":"stop"}]}"#;
+const USAGE_EVENT: &str = r#"data: {"id":"i","choices":[],"usage":{"prompt_tokens":2,"completion_tokens":1},"system_fingerprint":"f"}"#;
+const LAST_EVENT: &str = r#"data: {"id":"i","choices":[{"text":"a","finish_reason":"stop"}]}"#;
 
 /// One event, and what it is to be taken for.
 #[derive(Clone, Debug)]
@@ -97,14 +97,18 @@ fn a_chunk_that_ends_with_its_event_is_not_copied() {
 
 #[test]
 fn a_stream_that_breaks_off_gives_what_is_held() {
-    for broken in [format!("{LAST}\n\n"), format!("{LAST}\n\n{USAGE}\n"), USAGE.to_owned()] {
+    for broken in [
+        format!("{LAST_EVENT}\n\n"),
+        format!("{LAST_EVENT}\n\n{USAGE_EVENT}\n"),
+        USAGE_EVENT.to_owned(),
+    ] {
         assert_eq!(whole(broken.as_bytes()), broken.as_bytes());
     }
 }
 
 #[test]
 fn an_error_after_the_last_event_passes() {
-    let stream = format!("{LAST}\n\ndata: {{\"error\":{{}}}}\n\ndata: [DONE]\n\n");
+    let stream = format!("{LAST_EVENT}\n\ndata: {{\"error\":{{}}}}\n\ndata: [DONE]\n\n");
     assert_eq!(stripped([stream.as_bytes()]), (stream.clone().into_bytes(), None));
 }
 
@@ -112,29 +116,31 @@ fn an_error_after_the_last_event_passes() {
 fn an_engine_that_counts_in_every_event_is_left_alone() {
     let counted =
         r#"data: {"choices":[{"text":"a","finish_reason":null}],"usage":{"prompt_tokens":2}}"#;
-    let stream = format!("{counted}\n\n{LAST}\n\n{USAGE}\n\ndata: [DONE]\n\n");
+    let stream = format!("{counted}\n\n{LAST_EVENT}\n\n{USAGE_EVENT}\n\ndata: [DONE]\n\n");
     assert_eq!(whole(stream.as_bytes()), stream.as_bytes());
 }
 
 #[test]
 fn an_engine_without_a_fingerprint_has_none_to_move() {
-    let usage = USAGE.replace(r#","system_fingerprint":"f""#, "");
+    let usage = USAGE_EVENT.replace(r#","system_fingerprint":"f""#, "");
     assert_eq!(
-        whole(format!("{LAST}\n\n{usage}\n\n").as_bytes()),
-        format!("{LAST}\n\n").as_bytes()
+        whole(format!("{LAST_EVENT}\n\n{usage}\n\n").as_bytes()),
+        format!("{LAST_EVENT}\n\n").as_bytes()
     );
-    let signed = LAST.replace("]}", r#"],"system_fingerprint":"f"}"#);
-    let stream = format!("{signed}\n\n{USAGE}\n\n");
+    let signed = LAST_EVENT.replace("]}", r#"],"system_fingerprint":"f"}"#);
+    let stream = format!("{signed}\n\n{USAGE_EVENT}\n\n");
     assert_eq!(whole(stream.as_bytes()), format!("{signed}\n\n").as_bytes());
 }
 
 #[test]
 fn an_event_that_is_too_long_is_neither_held_nor_looked_at() {
     let text = "x".repeat(LONGEST_EVENT);
-    let long = USAGE.replace("\"i\"", &format!("\"{text}\""));
-    let stream = format!("{LAST}\n\n{long}\n\n{LAST}\n\n{USAGE}\n\n");
-    let plain =
-        format!("{LAST}\n\n{long}\n\n{}\n\n", LAST.replace("]}", r#"],"system_fingerprint":"f"}"#));
+    let long = USAGE_EVENT.replace("\"i\"", &format!("\"{text}\""));
+    let stream = format!("{LAST_EVENT}\n\n{long}\n\n{LAST_EVENT}\n\n{USAGE_EVENT}\n\n");
+    let plain = format!(
+        "{LAST_EVENT}\n\n{long}\n\n{}\n\n",
+        LAST_EVENT.replace("]}", r#"],"system_fingerprint":"f"}"#)
+    );
     assert!(whole(stream.as_bytes()) == plain.as_bytes());
     assert!(stripped(stream.as_bytes().chunks(300_000)).0 == plain.as_bytes());
     let mut strip = Strip::new();
@@ -171,7 +177,7 @@ fn event() -> impl Strategy<Value = (String, Kind)> {
             let event = format!(r#"data: {{"m":{text},"choices":[{{"text":{text},"finish_reason":"stop"}}]}}"#);
             (event, Kind::Last)
         }),
-        2 => Just((USAGE.to_owned(), Kind::Usage)),
+        2 => Just((USAGE_EVENT.to_owned(), Kind::Usage)),
         1 => Just((r#"data:{"usage" : { "prompt_tokens": 2 }, "choices": [ ], "system_fingerprint":"f" }"#.to_owned(), Kind::Usage)),
         1 => Just((r#"data: {"choices":[{"text":"a"}],"usage":{"prompt_tokens":2}}"#.to_owned(), Kind::Counted)),
         1 => select(vec![
@@ -230,7 +236,7 @@ proptest! {
 
     #[test]
     fn any_bytes_give_the_same_however_they_are_cut(
-        parts in vec(select(vec!["data:", "data: ", "\n", "\n\n", "\r", "\r\n\r\n", ": c", "x", &USAGE[6..], &LAST[6..]]), 0..16),
+        parts in vec(select(vec!["data:", "data: ", "\n", "\n\n", "\r", "\r\n\r\n", ": c", "x", &USAGE_EVENT[6..], &LAST_EVENT[6..]]), 0..16),
         at in vec(any::<Index>(), 0..12),
     ) {
         let stream = parts.concat();
