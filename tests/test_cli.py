@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-COMMANDS = ["gateway", "up", "sim", "simulate", "bench", "router", "node", "scheduler", "config"]
+COMMANDS = ["gateway", "up", "sim", "simulate", "bench", "explain", "top", "router", "node", "scheduler", "config"]
 Run = Callable[..., "Ran"]
 
 
@@ -83,7 +83,17 @@ def test_help_of_a_command_lists_the_flag_of_each_setting_but_secrets(command: s
 
 
 @pytest.mark.parametrize(
-    "command", [["up"], ["simulate"], ["config"], ["config", "show"], ["config", "check"], ["config", "docs"]]
+    "command",
+    [
+        ["up"],
+        ["simulate"],
+        ["explain"],
+        ["top"],
+        ["config"],
+        ["config", "show"],
+        ["config", "check"],
+        ["config", "docs"],
+    ],
 )
 def test_each_command_has_help_with_an_example(command: list[str], run: Run) -> None:
     ran = run(*command, "--help")

@@ -24,6 +24,12 @@ _SERVES: Final = ("gateway", "route", "upstream", "tokens", "events")
 _EACH_SIM_ITS_OWN: Final = frozenset({"sim.listen", "sim.name", "sim.seed"})
 _STOPS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
 _ANY: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+_Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", metavar="URL", help="The gateway; without it, the one of gateway.listen.", show_default=False
+    ),
+]
 _NOT_YET: Final = {
     "router": "a routing service apart from the gateway",
     "node": "the manager of one machine's GPUs",
@@ -150,6 +156,70 @@ def simulate(context: typer.Context) -> None:
     _hand_over(context, simulate_app)
 
 
+@app.command(
+    epilog=_example(
+        "nebula explain request.json",
+        "curl -s https://example.org/request.json | nebula explain - --url http://10.0.0.9:8081",
+        "nebula explain - --path /v1/completions --json < request.json",
+    )
+)
+@takes_settings()
+def explain(
+    *,
+    settings: Settings,
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="Body of a request, as JSON; - is standard input.")],
+    url: _Url = None,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            "--path",
+            metavar="PATH",
+            help="Endpoint it is meant for; without it, told by its fields.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the gateway's answer in place of the table.")] = False,
+) -> None:
+    """Show where a running gateway would send a request and why. The request is not sent to any engine.
+
+    The token is read from NEBULA_GATEWAY__ADMIN_TOKEN, or from the gateway's own file by --config.
+    """
+    from nebula_router import explain as explaining
+    from nebula_router.remote import Remote
+
+    remote = Remote.of(settings.gateway, url, explaining.TIMEOUT_S)
+    explaining.explain(remote, file, path, as_json=as_json)
+
+
+@app.command(
+    epilog=_example(
+        "nebula top",
+        "nebula top --url http://10.0.0.9:8081 --interval 5",
+        "nebula top --once",
+        "nebula top --json | jq '.ranks[] | select(.credit < 0.5)'",
+    )
+)
+@takes_settings()
+def top(
+    *,
+    settings: Settings,
+    url: _Url = None,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, max=3600, metavar="SECONDS", help="Time between two looks.")
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one table, of one interval, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, of one interval, and end.")] = False,
+) -> None:
+    """Watch a running gateway: load, KV cache, hits, events and predictions of each rank. Ctrl-C ends it.
+
+    The token is read from NEBULA_GATEWAY__ADMIN_TOKEN, or from the gateway's own file by --config.
+    """
+    from nebula_router import top as watching
+    from nebula_router.remote import Remote
+
+    watching.top(Remote.of(settings.gateway, url, watching.TIMEOUT_S), interval, once=once, as_json=as_json)
+
+
 def _refusal(name: str, what: str) -> Callable[[], None]:
     """A command that says that it is not there yet."""
 
@@ -250,9 +320,9 @@ def _check_free(gateway: GatewaySettings) -> None:
 
 def _welcome(settings: Settings, sims: int) -> str:
     """What to type and where to look, once the gateway listens."""
-    host, port = settings.gateway.address
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
-    url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    from nebula_router.remote import own_url
+
+    url = own_url(settings.gateway)
     body = {
         "model": settings.sim.model,
         "messages": [{"role": "user", "content": "Say hello"}],

@@ -1,26 +1,43 @@
-//! Cuts in the client's own JSON: values replaced, fields removed, every other byte as it was sent.
+//! Edits of the client's own JSON: values replaced, fields added and removed, every other byte as it was sent.
 
 use std::ops::Range;
 
 /// A set of edits of one JSON document.
-pub(super) struct Splice<'a> {
+#[derive(Clone)]
+pub struct Splice<'a> {
     json: &'a str,
     edits: Vec<(Range<usize>, String)>,
 }
 
 impl<'a> Splice<'a> {
-    pub(super) fn new(json: &'a str) -> Splice<'a> {
+    /// No edit of `json` yet.
+    #[must_use]
+    pub fn new(json: &'a str) -> Splice<'a> {
         Splice { json, edits: Vec::new() }
     }
 
     /// Puts `with` in the place of `value`, which must be a slice of the document.
-    pub(super) fn replace_value(&mut self, value: &'a str, with: String) {
+    pub fn replace_value(&mut self, value: &'a str, with: String) {
         let span = self.span(value);
         self.edits.push((span, with));
     }
 
+    /// Puts `text` behind `value`, a slice of the document.
+    pub fn insert_after(&mut self, value: &'a str, text: String) {
+        let at = self.span(value).end;
+        self.edits.push((at..at, text));
+    }
+
+    /// Makes `field` the first of `object`, a slice of the document from its brace on.
+    pub fn insert_first(&mut self, object: &'a str, field: &str) {
+        let at = self.span(object).start + 1;
+        let empty = object[1..].trim_start().starts_with('}');
+        let comma = if empty { "" } else { "," };
+        self.edits.push((at..at, format!("{field}{comma}")));
+    }
+
     /// Removes the object field whose value is `value`, a slice of the document, with its key and one comma.
-    pub(super) fn remove_field(&mut self, value: &'a str) {
+    pub fn remove_field(&mut self, value: &'a str) {
         let span = self.span(value);
         // Before the value stand the key's closing quote and the colon; keys that matter here hold no escaped quote.
         let key_end = self.json[..span.start].rfind('"').unwrap_or(0);
@@ -38,11 +55,13 @@ impl<'a> Splice<'a> {
     }
 
     /// The edited document; `None` if nothing changed.
-    pub(super) fn finish(mut self) -> Option<String> {
+    #[must_use]
+    pub fn finish(mut self) -> Option<String> {
         if self.edits.is_empty() {
             return None;
         }
-        self.edits.sort_by_key(|(range, _)| range.start);
+        // What is put before a cut goes first.
+        self.edits.sort_by_key(|(range, _)| (range.start, range.end));
         let mut out = String::with_capacity(self.json.len());
         let mut from = 0;
         for (range, with) in &self.edits {
@@ -87,6 +106,21 @@ mod tests {
         assert_eq!(without_x(r#"{"a":1,"x":"}","b":2}"#), r#"{"a":1,"b":2}"#);
         assert_eq!(without_x(r#"{"x":1}"#), "{}");
         assert_eq!(without_x(r#"{"a":"\"","\u0078":1}"#), r#"{"a":"\""}"#);
+    }
+
+    #[test]
+    fn a_field_is_added_beside_one_that_goes() {
+        for (json, edited) in [
+            (r#"{"on":true,"x":1,"b":2}"#, r#"{"on":true,"y":2,"b":2}"#),
+            (r#"{"x":1,"on":true}"#, r#"{"on":true,"y":2}"#),
+        ] {
+            let doc: Doc<'_> = serde_json::from_str(json).unwrap();
+            let mut splice = Splice::new(json);
+            splice.remove_field(doc.x.get());
+            let on = json.find("true").unwrap();
+            splice.insert_after(&json[on..on + 4], r#","y":2"#.to_owned());
+            assert_eq!(splice.finish().unwrap(), edited);
+        }
     }
 
     #[test]
