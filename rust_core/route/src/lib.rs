@@ -32,14 +32,14 @@ pub use block::{Chain, KeyKind, Scope};
 pub use config::Config;
 pub use cost::Terms;
 pub use error::Error;
-pub use event::Event;
+pub use event::{Event, Tier};
 pub use fleet::{Engine, EngineId, EngineSpec, EngineView, Facts, ModelFact};
 pub use health::{Outcome, Probe, Status};
 pub use load::{Guard, Ledger, Load};
 pub use policy::{POLICIES, Policy};
 pub use router::{Choice, Query, Router};
 pub use sync::Swap;
-pub use tree::{SharedTree, Tree, TreeStats};
+pub use tree::{Overlap, SharedTree, Tree, TreeStats};
 
 /// Milliseconds of a monotonic clock that the caller keeps.
 pub type Millis = u64;
