@@ -1,6 +1,20 @@
 //! What an engine says about its KV cache, in the words of the tree.
 
-/// One change of one rank's KV cache.
+use serde::{Deserialize, Serialize};
+
+/// Where an engine holds a block. The nearer to the GPU, the sooner it is of use; ordered so, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// The KV cache itself.
+    Gpu,
+    /// The host's memory.
+    Cpu,
+    /// Whatever is behind that: a disk, a store on the network.
+    Storage,
+}
+
+/// One change of one tier of one rank's KV cache.
 ///
 /// The engine's own hashes are opaque: they only name blocks, in removals and as parents. What a block holds is told by
 /// `seed` and `locals`, hashed as [`crate::block`] hashes a prompt, so the engine's hash algorithm never matters.
@@ -23,8 +37,13 @@ pub enum Event {
         /// The engine's names of the blocks, in any order; unknown ones are counted and passed over.
         engine_hashes: Vec<u64>,
     },
-    /// The rank holds nothing any more.
+    /// The rank holds nothing any more, in no tier.
     Cleared,
+}
+
+impl Tier {
+    /// Every tier, the best first.
+    pub const ALL: [Tier; 3] = [Tier::Gpu, Tier::Cpu, Tier::Storage];
 }
 
 impl Event {

@@ -7,13 +7,18 @@
 //! Two kinds of claim, kept apart per rank and node: *exact* ones follow the engine's events, *routed* ones are what
 //! was sent to a rank and count until their time is up. A block is held while either stands. Only routed claims are
 //! evicted, least recently used first; where the exact ones alone fill the bound, further events are refused and
-//! counted.
+//! counted. A rank may have a limit of routed blocks of its own.
+//!
+//! Below the GPU an engine may hold blocks in more *tiers*. Those claims are exact, and kept beside the others in the
+//! same nodes: who asks only for what GPUs hold never sees them.
 //!
 //! ```text
-//! node    an edge and its holders          find   chain -> ranks and blocks (reads)
-//! arena   slots, pages, children           grow   along a chain; split; die
-//! order   nodes by last use                note   routed claims: note, expire, evict
-//! names   an engine's name -> its block    apply  exact claims: stored, removed, cleared
+//! node    an edge and its holders          find     chain -> ranks and blocks (reads)
+//! lower   its holders below the GPU        overlap  the same in all tiers
+//! arena   slots, pages, children           grow     along a chain; split; die
+//! order   nodes by last use                note     routed claims: note, limit, expire, evict
+//! limits  one rank's nodes by last use     apply    exact claims: stored, removed, cleared
+//! names   an engine's name -> its block
 //! ```
 
 mod apply;
@@ -21,10 +26,13 @@ mod arena;
 mod audit;
 mod find;
 mod grow;
+mod limits;
+mod lower;
 mod names;
 mod node;
 mod note;
 mod order;
+mod overlap;
 mod shared;
 
 use hashbrown::HashMap;
@@ -32,11 +40,14 @@ use std::hash::BuildHasherDefault;
 use std::ops::AddAssign;
 
 use self::arena::Arena;
+pub use self::overlap::Overlap;
 pub use self::shared::SharedTree;
 
-use self::names::{Folded, Names, Place};
-use self::node::NodeId;
+use self::limits::Limits;
+use self::names::{Folded, Names, Place, Pool};
+use self::node::{Node, NodeId};
 use self::order::Order;
+use crate::event::Tier;
 use crate::{Millis, RankId};
 
 /// Which rank holds how many leading blocks of a chain.
@@ -46,8 +57,9 @@ use crate::{Millis, RankId};
 pub struct Tree {
     arena: Arena,
     order: Order,
-    /// What each rank calls the blocks it holds exactly.
-    names: HashMap<u32, Names, BuildHasherDefault<Folded>>,
+    limits: Limits,
+    /// What each rank calls the blocks it holds exactly, tier by tier.
+    names: HashMap<Pool, Names, BuildHasherDefault<Folded>>,
     names_bytes: u64,
     /// The latest time that [`Tree::expire`] was told.
     now: Millis,
@@ -63,9 +75,9 @@ pub struct Tree {
 /// What became of one event, in blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Blocks that the rank was not known to hold exactly.
+    /// Blocks that the rank was not known to hold exactly in this tier.
     pub stored: u64,
-    /// Blocks that are not held any more.
+    /// Blocks that are not held any more in this tier; `Cleared` counts all tiers.
     pub removed: u64,
     /// Removals under names that are not known.
     pub unknown_removed: u64,
@@ -78,13 +90,15 @@ pub struct Applied {
 /// The size of a tree, and what it counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TreeStats {
-    /// (block, rank) pairs held. Routed ones whose time is up count until their memory returns.
+    /// (block, rank) pairs held in GPU memory. Routed ones whose time is up count until their memory returns.
     pub blocks: u64,
+    /// (block, rank) pairs held below it; one that is held in two tiers counts twice.
+    pub offloaded: u64,
     /// Nodes.
     pub nodes: u64,
     /// Bytes of memory, with the room that tables keep free.
     pub bytes: u64,
-    /// (block, rank) pairs evicted to stay within the bound.
+    /// (block, rank) pairs evicted to stay within the bound in bytes.
     pub evicted: u64,
     /// Blocks of events whose parent was not known.
     pub orphans: u64,
@@ -107,6 +121,7 @@ impl Tree {
         Tree {
             arena: Arena::new(),
             order: Order::new(),
+            limits: Limits::default(),
             names: HashMap::default(),
             names_bytes: 0,
             now: 0,
@@ -119,20 +134,35 @@ impl Tree {
         }
     }
 
-    /// Forgets all that `rank` holds, exact and routed.
+    /// Forgets all that `rank` holds in any tier, exact and routed.
     ///
     /// # Cost
     /// O(all nodes): for a rank that left or lost its cache, not for single blocks.
     pub fn remove_rank(&mut self, rank: RankId) {
-        if let Some(names) = self.names.remove(&rank.0) {
-            self.names_bytes -= names.bytes();
+        let RankId(rank) = rank;
+        for pool in Pool::all(rank) {
+            if let Some(names) = self.names.remove(&pool) {
+                self.names_bytes -= names.bytes();
+            }
         }
+        self.limits.clear(rank);
+        let held = |node: &Node| node.holder(rank).is_some() || node.lowers.of(rank).span() > 0;
         for id in 0..self.arena.slots() {
-            if self.arena.node(id).is_some_and(|node| node.holder(rank.0).is_some()) {
-                self.arena.edit(id, |node| node.holders.retain(|holder| holder.rank != rank.0));
+            if self.arena.node(id).is_some_and(held) {
+                self.arena.edit(id, |node| {
+                    node.holders.retain(|holder| holder.rank != rank);
+                    node.lowers.forget(rank);
+                });
                 self.loosen(id);
             }
         }
+    }
+
+    /// Blocks that the rank holds exactly, in whatever tier.
+    #[must_use]
+    pub fn named(&self, rank: RankId) -> u64 {
+        let of = |tier| self.names.get(&Pool { rank: rank.0, tier });
+        Tier::ALL.into_iter().filter_map(of).map(|names| names.len() as u64).sum()
     }
 
     /// Size and counts.
@@ -143,6 +173,7 @@ impl Tree {
     pub fn stats(&self) -> TreeStats {
         TreeStats {
             blocks: self.arena.pairs(),
+            offloaded: self.arena.lower_pairs(),
             nodes: self.arena.live() as u64,
             bytes: self.bytes(),
             evicted: self.evicted,
@@ -151,7 +182,7 @@ impl Tree {
     }
 
     fn bytes(&self) -> u64 {
-        self.arena.bytes() + self.names_bytes
+        self.arena.bytes() + self.names_bytes + self.limits.bytes()
     }
 }
 

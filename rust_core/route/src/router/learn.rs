@@ -27,6 +27,7 @@ impl Router {
         self.fleet.store(after);
         for engine in &gone {
             self.forget(engine);
+            engine.ranks().for_each(|rank| self.tree.limit(rank, None));
         }
         Ok(())
     }

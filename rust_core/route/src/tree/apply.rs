@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use super::grow::{At, Run};
-use super::names::{Names, Place};
+use super::names::{Names, Place, Pool};
 use super::node::NONE;
 use super::{Applied, Tree};
 use crate::RankId;
 use crate::block::link;
-use crate::event::Event;
+use crate::event::{Event, Tier};
 
 /// The names and own hashes of consecutive blocks, and what stands before them.
 struct Stored<'a> {
@@ -19,58 +19,61 @@ struct Stored<'a> {
 }
 
 impl Tree {
-    /// Applies what `rank` says of its cache.
+    /// Applies what `rank` says of its GPU's memory: [`Tree::apply_tier`] with [`Tier::Gpu`].
+    pub fn apply(&mut self, rank: RankId, event: &Event) -> Applied {
+        self.apply_tier(rank, Tier::Gpu, event)
+    }
+
+    /// Applies what `rank` says of one tier of its cache. `Stored` and `Removed` are about that tier alone, `Cleared`
+    /// is about all of them.
     ///
     /// A block is held while either claim to it stands: the exact one, from `Stored` to `Removed`, or a routed one,
     /// until its time is up. `Removed` is the engine's own word, so it ends both; so does `Cleared`, for every block.
-    /// What is routed after it counts again.
+    /// What is routed after it counts again. A route is a claim to GPU memory, which no other tier's `Removed` ends.
     ///
-    /// Each name stands for one block: a second name for a held block is not learned, and a name that comes again for
-    /// another block leaves the first one, as if that had been removed.
+    /// Each name stands for one block of a tier: a second name for a held block is not learned, and a name that comes
+    /// again for another block leaves the first one, as if that had been removed. A parent may be a block that only
+    /// another tier of the rank knows by that name: engines offload what comes after it.
     ///
     /// # Cost
     /// O(blocks of the event); `Cleared` as [`Tree::remove_rank`].
-    pub fn apply(&mut self, rank: RankId, event: &Event) -> Applied {
-        self.apply_part(rank, event, 0..event.blocks())
+    pub fn apply_tier(&mut self, rank: RankId, tier: Tier, event: &Event) -> Applied {
+        self.apply_part(Pool { rank: rank.0, tier }, event, 0..event.blocks())
     }
 
     /// Applies some consecutive blocks of an event, behind those before them.
-    pub(super) fn apply_part(
-        &mut self,
-        rank: RankId,
-        event: &Event,
-        part: Range<usize>,
-    ) -> Applied {
-        let names_before = self.names.get(&rank.0).map_or(0, Names::bytes);
+    pub(super) fn apply_part(&mut self, pool: Pool, event: &Event, part: Range<usize>) -> Applied {
+        let names_before = self.names.get(&pool).map_or(0, Names::bytes);
         let applied = match event {
             Event::Stored { engine_hashes, parent, seed, locals } => {
                 let before = part.start.checked_sub(1).map(|before| engine_hashes[before]);
                 let (names, locals) = (&engine_hashes[part.clone()], &locals[part]);
                 let parent = before.or(*parent);
-                self.store(rank.0, &Stored { names, locals, parent, seed: *seed })
+                self.store(pool, &Stored { names, locals, parent, seed: *seed })
             }
-            Event::Removed { engine_hashes } => self.unstore(rank.0, &engine_hashes[part]),
+            Event::Removed { engine_hashes } => self.unstore(pool, &engine_hashes[part]),
             Event::Cleared => {
-                let removed = self.names.get(&rank.0).map_or(0, |names| names.len() as u64);
-                self.remove_rank(rank);
+                let pools = Pool::all(pool.rank).filter_map(|pool| self.names.get(&pool));
+                let removed = pools.map(|names| names.len() as u64).sum();
+                self.remove_rank(RankId(pool.rank));
                 return Applied { removed, ..Applied::default() };
             }
         };
-        let names_now = self.names.get(&rank.0).map_or(0, Names::bytes);
+        let names_now = self.names.get(&pool).map_or(0, Names::bytes);
         self.names_bytes = self.names_bytes + names_now - names_before;
         self.orphans += applied.orphans;
         self.evict();
         applied
     }
 
-    fn store(&mut self, rank: u32, event: &Stored) -> Applied {
+    fn store(&mut self, pool: Pool, event: &Stored) -> Applied {
         let mut applied = Applied::default();
         let blocks = event.names.len() as u64;
         if self.bytes() > self.max_bytes {
             applied.refused = blocks;
             return applied;
         }
-        let Some((mut at, before)) = self.parent(rank, event) else {
+        let Some((mut at, before)) = self.parent(pool, event) else {
             applied.orphans = blocks;
             return applied;
         };
@@ -80,35 +83,41 @@ impl Tree {
             *last = link(*last, *local);
             Some(*last)
         }));
-        if self.names.get(&rank).is_some_and(|table| table.knows_any(event.names)) {
+        if self.names.get(&pool).is_some_and(|table| table.knows_any(event.names)) {
             for (name, hash) in event.names.iter().zip(&chain) {
-                if self.find(rank, *name).is_some_and(|run| self.hash(run) != *hash) {
-                    applied.removed += self.unstore(rank, &[*name]).removed;
+                if self.find(pool, *name).is_some_and(|run| self.hash(run) != *hash) {
+                    applied.removed += self.unstore(pool, &[*name]).removed;
                 }
             }
-            // The parent may have been among the blocks that lost their name, or is elsewhere now.
-            match self.parent(rank, event) {
-                Some((parent, _)) => at = parent,
-                None => applied.orphans = blocks,
+            // The parent may have been among the blocks that lost their name, or is elsewhere now. Another tier's word
+            // for it is as good, but not for another block.
+            match self.parent(pool, event) {
+                Some((parent, hash)) if hash == before => at = parent,
+                _ => applied.orphans = blocks,
             }
         }
         if applied.orphans == 0 {
-            applied.stored = self.insert(rank, at, event.names, &chain);
+            applied.stored = self.insert(pool, at, event.names, &chain);
         }
         self.chain = chain;
         applied
     }
 
-    /// Claims `chain` behind `at`; gives how many blocks the rank did not hold exactly before.
-    fn insert(&mut self, rank: u32, mut at: At, mut names: &[u64], mut chain: &[u64]) -> u64 {
+    /// Claims `chain` behind `at`; gives how many blocks the pool did not hold exactly before.
+    fn insert(&mut self, pool: Pool, mut at: At, mut names: &[u64], mut chain: &[u64]) -> u64 {
         let mut stored = 0;
         while !chain.is_empty() {
-            let run = self.reach(at, chain);
+            let mut run = self.reach(at, chain);
+            if self.arena[run.node].exact(pool) < run.from {
+                // Another tier's parent: what is before the run is not in this pool, so the run opens an edge.
+                let tail = self.split(run.node, run.from);
+                run = Run { node: tail, from: 0, to: run.len() };
+            }
             let node = &self.arena[run.node];
             let start = node.start;
-            let known = node.holder(rank).map_or(0, |holder| holder.exact).max(run.from);
+            let known = node.exact(pool).max(run.from);
             let mut exact = known;
-            let table = self.names.entry(rank).or_default();
+            let table = self.names.entry(pool).or_default();
             while exact < run.to {
                 let place = Place { node: run.node, depth: start + exact };
                 if !table.insert(names[(exact - run.from) as usize], place) {
@@ -118,7 +127,7 @@ impl Tree {
             }
             if exact > known {
                 stored += u64::from(exact - known);
-                self.arena.edit(run.node, |node| node.holder_mut(rank).exact = exact);
+                self.arena.edit(run.node, |node| node.set_exact(pool, exact));
             }
             if exact < run.to {
                 // One name twice in one event: what follows is not believed.
@@ -132,10 +141,10 @@ impl Tree {
         stored
     }
 
-    fn unstore(&mut self, rank: u32, names: &[u64]) -> Applied {
+    fn unstore(&mut self, pool: Pool, names: &[u64]) -> Applied {
         let mut applied = Applied::default();
         let mut places = std::mem::take(&mut self.places);
-        if let Some(table) = self.names.get_mut(&rank) {
+        if let Some(table) = self.names.get_mut(&pool) {
             table.take(names, &mut places);
         }
         let mut run: Option<Run> = None;
@@ -146,12 +155,12 @@ impl Tree {
             if joined.is_none()
                 && let Some(run) = run
             {
-                self.release(rank, run);
+                self.release(pool, run);
             }
             run = joined.or_else(|| self.locate(*place));
         }
         if let Some(run) = run {
-            self.release(rank, run);
+            self.release(pool, run);
         }
         applied.removed = places.len() as u64;
         applied.unknown_removed = (names.len() - places.len()) as u64;
@@ -160,34 +169,47 @@ impl Tree {
         applied
     }
 
-    /// Ends both claims of a rank to some blocks. What it holds behind them it keeps, in a node of its own.
-    fn release(&mut self, rank: u32, blocks: Run) {
-        let now = self.now;
-        if self.arena[blocks.node].holder(rank).is_some_and(|holder| holder.held(now) > blocks.to) {
-            self.split(blocks.node, blocks.to);
+    /// Ends every claim of a pool to some blocks. What it holds behind them it keeps, in a node of its own.
+    fn release(&mut self, pool: Pool, blocks: Run) {
+        let Run { node: id, from, to } = blocks;
+        if pool.tier != Tier::Gpu {
+            if self.arena[id].exact(pool) > to {
+                self.split(id, to);
+            }
+            self.arena.edit(id, |node| node.set_exact(pool, from));
+            return self.loosen(id);
         }
-        self.arena.edit(blocks.node, |node| {
-            node.holder_mut(rank).cut(blocks.from);
+        let (rank, now) = (pool.rank, self.now);
+        if self.arena[id].holder(rank).is_some_and(|holder| holder.held(now) > to) {
+            self.split(id, to);
+        }
+        let limits = &mut self.limits;
+        self.arena.edit(id, |node| {
+            let holder = node.holder_mut(rank);
+            let routed = holder.routed;
+            holder.cut(from);
+            limits.change(rank, id, routed, holder.routed);
             node.holders.retain(|holder| holder.span() > 0);
         });
-        self.loosen(blocks.node);
+        self.loosen(id);
     }
 
     /// Where the event's first block goes, and the hash before it; `None` for an orphan.
-    fn parent(&self, rank: u32, event: &Stored) -> Option<(At, u64)> {
+    fn parent(&self, pool: Pool, event: &Stored) -> Option<(At, u64)> {
         let Some(parent) = event.parent else {
             return Some((At::ROOT, event.seed));
         };
-        let block = self.find(rank, parent)?;
+        let all = || Pool::all(pool.rank).find_map(|pool| self.find(pool, parent));
+        let block = self.find(pool, parent).or_else(all)?;
         Some((block.end(), self.hash(block)))
     }
 
-    /// The block that a rank calls `name`.
+    /// The block that is called `name` in a pool.
     ///
     /// # Cost
     /// As [`Tree::locate`].
-    pub(super) fn find(&self, rank: u32, name: u64) -> Option<Run> {
-        self.locate(self.names.get(&rank)?.place(name)?)
+    pub(super) fn find(&self, pool: Pool, name: u64) -> Option<Run> {
+        self.locate(self.names.get(&pool)?.place(name)?)
     }
 
     /// Where a block is that was stored at `place`.

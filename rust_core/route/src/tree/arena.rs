@@ -33,6 +33,8 @@ pub(super) struct Arena {
     heap: u64,
     /// (block, rank) pairs claimed in the live nodes.
     pairs: u64,
+    /// The same below the GPU.
+    lower_pairs: u64,
 }
 
 impl Arena {
@@ -47,6 +49,7 @@ impl Arena {
             factor: RandomState::new().hash_one(0) | 1,
             heap: 0,
             pairs: 0,
+            lower_pairs: 0,
         }
     }
 
@@ -56,6 +59,10 @@ impl Arena {
 
     pub(super) fn pairs(&self) -> u64 {
         self.pairs
+    }
+
+    pub(super) fn lower_pairs(&self) -> u64 {
+        self.lower_pairs
     }
 
     /// Bytes of everything here.
@@ -112,13 +119,13 @@ impl Arena {
     /// O(holders of the node).
     pub(super) fn edit<T>(&mut self, id: NodeId, change: impl FnOnce(&mut Node) -> T) -> T {
         let node = &mut self.pages[id as usize / PAGE][id as usize % PAGE];
-        let (heap, pairs) = (node.heap(), node.pairs());
+        let (heap, pairs, lower_pairs) = (node.heap(), node.pairs(), node.lowers.pairs());
         let result = change(node);
         node.tidy();
         node.take_stock();
-        let (heap_now, pairs_now) = (node.heap(), node.pairs());
-        self.heap = self.heap + heap_now - heap;
-        self.pairs = self.pairs + pairs_now - pairs;
+        self.heap = self.heap + node.heap() - heap;
+        self.pairs = self.pairs + node.pairs() - pairs;
+        self.lower_pairs = self.lower_pairs + node.lowers.pairs() - lower_pairs;
         result
     }
 
@@ -179,6 +186,7 @@ impl Arena {
         self.free = id;
         self.heap -= node.heap();
         self.pairs -= node.pairs();
+        self.lower_pairs -= node.lowers.pairs();
         self.forks[node.fork as usize] = self.free_fork;
         self.free_fork = node.fork;
         self.live -= 1;
@@ -193,6 +201,7 @@ impl Arena {
         self.live += 1;
         self.heap += node.heap();
         self.pairs += node.pairs();
+        self.lower_pairs += node.lowers.pairs();
         if self.live > self.buckets.len() {
             self.more_buckets();
         }

@@ -25,7 +25,8 @@ impl Tree {
     /// O(everything).
     #[doc(hidden)]
     pub fn audit(&self) -> Result<(), String> {
-        let (mut live, mut heap, mut pairs, mut listed) = (0, 0, 0, 0);
+        let (mut live, mut heap, mut listed) = (0, 0, 0);
+        let (mut pairs, mut lower_pairs) = (0, 0);
         let mut children: HashMap<NodeId, u32, BuildHasherDefault<Folded>> = HashMap::default();
         for id in 0..self.arena.slots() {
             let Some(node) = self.arena.node(id) else { continue };
@@ -33,6 +34,7 @@ impl Tree {
             live += 1;
             heap += node.heap();
             pairs += node.pairs();
+            lower_pairs += node.lowers.pairs();
             listed += usize::from(node.has_routed());
             *children.entry(self.arena.above(id)).or_default() += 1;
         }
@@ -57,7 +59,10 @@ impl Tree {
             "{heap} bytes behind the nodes, {} counted",
             self.arena.bytes()
         );
+        let counted = self.arena.lower_pairs();
+        ensure!(lower_pairs == counted, "{lower_pairs} pairs held below, {counted} counted");
         self.audit_order(listed)?;
+        self.audit_limits()?;
         self.audit_names()
     }
 
@@ -83,6 +88,15 @@ impl Tree {
                 "node {id}: {holder:?} outlasts {}",
                 node.until
             );
+        }
+        let lowers = node.lowers.all();
+        ensure!(
+            lowers.is_sorted_by(|one, next| one.rank < next.rank),
+            "holders of {id} below the GPU are not sorted"
+        );
+        for lower in lowers {
+            let span = lower.span();
+            ensure!((1..=node.len()).contains(&span), "node {id}: {lower:?} of {}", node.len());
         }
         let above = self.arena.above(id);
         let mut stock = Node::new(node.edge.clone(), node.start);
@@ -134,35 +148,69 @@ impl Tree {
         Ok(())
     }
 
+    fn audit_limits(&self) -> Result<(), String> {
+        let mut bytes = 0;
+        for (rank, claims) in self.limits.iter() {
+            bytes += claims.bytes();
+            let routed = |id: NodeId| {
+                let holder = self.arena.node(id).and_then(|node| node.holder(rank));
+                holder.map_or(0, |holder| holder.routed)
+            };
+            let mut seen: HashMap<NodeId, (), BuildHasherDefault<Folded>> = HashMap::default();
+            for id in claims.iter() {
+                ensure!(routed(id) > 0, "rank {rank} lists node {id} and claims none of it");
+                ensure!(
+                    !seen.contains_key(&self.arena.above(id)),
+                    "rank {rank} used node {id} after the one above"
+                );
+                ensure!(seen.insert(id, ()).is_none(), "rank {rank} lists node {id} twice");
+            }
+            let nodes = (0..self.arena.slots()).map(routed).filter(|routed| *routed > 0);
+            let (count, blocks) =
+                nodes.fold((0, 0), |(count, sum), routed| (count + 1, sum + u64::from(routed)));
+            ensure!(count == seen.len(), "rank {rank} claims {count} nodes, lists {}", seen.len());
+            ensure!(
+                blocks == claims.blocks,
+                "rank {rank} claims {blocks} blocks, {} counted",
+                claims.blocks
+            );
+            ensure!(
+                blocks <= claims.limit,
+                "rank {rank} claims {blocks} blocks, its limit is {}",
+                claims.limit
+            );
+        }
+        let tables = self.limits.bytes();
+        ensure!(bytes <= tables, "{bytes} bytes of lists, {tables} counted");
+        Ok(())
+    }
+
     fn audit_names(&self) -> Result<(), String> {
         let bytes: u64 = self.names.values().map(super::names::Names::bytes).sum();
         ensure!(bytes == self.names_bytes, "{bytes} bytes of names, {} counted", self.names_bytes);
-        for (rank, names) in &self.names {
+        let nodes = || (0..self.arena.slots()).filter_map(|id| self.arena.node(id));
+        for (pool, names) in &self.names {
             for (name, place) in names.iter() {
-                let Some(block) = self.find(*rank, name) else {
-                    return Err(format!(
-                        "rank {rank} calls a block {name} that is gone: {place:?}"
-                    ));
+                let Some(block) = self.find(*pool, name) else {
+                    return Err(format!("{pool:?} calls a block {name} that is gone: {place:?}"));
                 };
-                let exact = self.arena[block.node].holder(*rank).map_or(0, |holder| holder.exact);
+                let exact = self.arena[block.node].exact(*pool);
                 ensure!(
                     block.from < exact,
-                    "rank {rank} names block {} of node {}, holds {exact}",
+                    "{pool:?} names block {} of node {}, holds {exact}",
                     block.from,
                     block.node
                 );
             }
-            let nodes = (0..self.arena.slots()).filter_map(|id| self.arena.node(id));
-            let exact: u64 = nodes
-                .filter_map(|node| node.holder(*rank))
-                .map(|holder| u64::from(holder.exact))
-                .sum();
-            ensure!(
-                exact == names.len() as u64,
-                "rank {rank} holds {exact} blocks under {} names",
-                names.len()
-            );
+            let exact: u64 = nodes().map(|node| u64::from(node.exact(*pool))).sum();
+            let names = names.len() as u64;
+            ensure!(exact == names, "{pool:?} holds {exact} blocks under {names} names");
         }
+        let holders = nodes().flat_map(|node| &node.holders);
+        let exact: u64 = holders.map(|holder| u64::from(holder.exact)).sum();
+        let exact = exact + self.arena.lower_pairs();
+        let names: u64 = self.names.values().map(|names| names.len() as u64).sum();
+        ensure!(exact == names, "{exact} exact pairs, {names} names in all");
         Ok(())
     }
 }

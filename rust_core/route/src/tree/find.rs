@@ -21,6 +21,17 @@ impl Tree {
     /// # Cost
     /// O(nodes passed + their holders); O(log) in the blocks of an edge. No allocation up to 64 ranks but `out`'s own.
     pub fn matches(&self, chain: &[u64], out: &mut Vec<(RankId, u32)>) {
+        self.matches_as(chain, out, |blocks| blocks);
+    }
+
+    /// As [`Tree::matches`], with another word for so many blocks.
+    #[inline]
+    pub(super) fn matches_as<T>(
+        &self,
+        chain: &[u64],
+        out: &mut Vec<(RankId, T)>,
+        word: impl Fn(u32) -> T,
+    ) {
         out.clear();
         let mut abreast = Abreast { ranks: SmallVec::new(), marks: 0 };
         let (mut fork, mut depth) = (NONE, 0);
@@ -32,7 +43,7 @@ impl Tree {
                 abreast.ranks.extend(node.holders.iter().map(|holder| holder.rank));
                 abreast.marks = node.marks;
             }
-            self.advance(node, shared, &mut abreast, out);
+            self.advance(node, shared, &mut abreast, |rank, blocks| out.push((rank, word(blocks))));
             if abreast.ranks.is_empty() {
                 return;
             }
@@ -40,10 +51,10 @@ impl Tree {
             fork = node.fork;
             rest = &rest[shared..];
         }
-        out.extend(abreast.ranks.iter().map(|rank| (RankId(*rank), depth)));
+        out.extend(abreast.ranks.iter().map(|rank| (RankId(*rank), word(depth))));
     }
 
-    /// Keeps abreast who holds the whole node.
+    /// Keeps abreast who holds the whole node, and tells who does not, with the blocks it holds.
     ///
     /// # Cost
     /// O(1) where everybody abreast holds it and nobody else does; else one walk over both sorted lists.
@@ -52,7 +63,7 @@ impl Tree {
         node: &Node,
         shared: usize,
         abreast: &mut Abreast,
-        out: &mut Vec<(RankId, u32)>,
+        mut left: impl FnMut(RankId, u32),
     ) {
         let whole = shared == node.edge.len();
         if whole && abreast.marks == node.marks && self.now < node.whole_until {
@@ -79,7 +90,7 @@ impl Tree {
             let blocks =
                 node.start + holder.map_or(0, |holder| at_most(holder.held(self.now), shared));
             if blocks > 0 {
-                out.push((RankId(rank), blocks));
+                left(RankId(rank), blocks);
             }
         }
         abreast.ranks.truncate(going_on);
@@ -87,6 +98,6 @@ impl Tree {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "not above `held`")]
-fn at_most(held: u32, shared: usize) -> u32 {
+pub(super) fn at_most(held: u32, shared: usize) -> u32 {
     (held as usize).min(shared) as u32
 }

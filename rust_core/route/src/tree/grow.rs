@@ -71,12 +71,14 @@ impl Tree {
         run(child, 0, rest.len())
     }
 
-    /// Cuts a node in two behind its first `at` blocks.
-    pub(super) fn split(&mut self, head: NodeId, at: u32) {
+    /// Cuts a node in two behind its first `at` blocks; gives the tail.
+    pub(super) fn split(&mut self, head: NodeId, at: u32) -> NodeId {
         let tail = self.arena.split(head, at);
         if self.arena[tail].has_routed() {
             self.order.insert_before(&mut self.arena, tail, head);
+            self.limits.split(head, tail, &self.arena[tail].holders);
         }
+        tail
     }
 
     /// Cuts off the end of a leaf that nobody claims, and what above it was only there to carry it.

@@ -1,10 +1,18 @@
 //! What an engine calls its blocks.
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use hashbrown::HashMap;
 
 use super::node::NodeId;
+use crate::event::Tier;
+
+/// One tier of one rank: what an engine's names are unique in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pool {
+    pub(super) rank: u32,
+    pub(super) tier: Tier,
+}
 
 /// Where a block was stored. Splits may since have moved it to a tail of `node`; see [`super::node::Node::tail`].
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +22,32 @@ pub(super) struct Place {
     pub(super) depth: u32,
 }
 
-/// One rank's names. Each stands for one block that the rank holds exactly, and each such block has one name.
+/// One pool's names. Each stands for one block that the pool holds exactly, and each such block has one name.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     places: HashMap<u64, Place, BuildHasherDefault<Folded>>,
 }
+
+/// The names are hashes already: one multiplication spreads even small numbers over all bits.
+#[derive(Default)]
+pub(super) struct Folded(u64);
+
+// === impl Pool ===
+
+impl Pool {
+    /// Every tier of a rank, the best first.
+    pub(super) fn all(rank: u32) -> impl Iterator<Item = Pool> {
+        Tier::ALL.into_iter().map(move |tier| Pool { rank, tier })
+    }
+}
+
+impl Hash for Pool {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from(self.rank) << 2 | self.tier as u64);
+    }
+}
+
+// === impl Names ===
 
 impl Names {
     pub(super) fn len(&self) -> usize {
@@ -65,9 +94,7 @@ impl Names {
     }
 }
 
-/// The names are hashes already: one multiplication spreads even small numbers over all bits.
-#[derive(Default)]
-pub(super) struct Folded(u64);
+// === impl Folded ===
 
 impl Hasher for Folded {
     fn finish(&self) -> u64 {

@@ -2,7 +2,10 @@
 
 use smallvec::SmallVec;
 
+use super::lower::{Lower, Lowers};
+use super::names::Pool;
 use crate::Millis;
+use crate::event::Tier;
 
 /// The slot of a node in the arena.
 pub(super) type NodeId = u32;
@@ -11,9 +14,9 @@ pub(super) type NodeId = u32;
 pub(super) const NONE: u32 = u32::MAX;
 
 /// What the allocator keeps beside each block of memory.
-const ALLOCATION: usize = 16;
+pub(super) const ALLOCATION: usize = 16;
 
-/// What one rank holds of one edge: two claims, each over leading blocks.
+/// What one rank holds of one edge in GPU memory: two claims, each over leading blocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Holder {
     pub(super) rank: u32,
@@ -31,6 +34,8 @@ pub(super) struct Node {
     pub(super) edge: Vec<u64>,
     /// Sorted by rank; each holds at least one block, none more than the edge.
     pub(super) holders: SmallVec<[Holder; 1]>,
+    /// The same below the GPU, apart: who looks for what GPUs hold does not come by.
+    pub(super) lowers: Lowers,
     /// No routed claim here outlasts this.
     pub(super) until: Millis,
     /// Who holds it, as one number; the same set has the same number.
@@ -125,6 +130,7 @@ impl Node {
         Node {
             edge,
             holders: SmallVec::new(),
+            lowers: Lowers::default(),
             until: 0,
             marks: 0,
             whole_until: 0,
@@ -169,10 +175,31 @@ impl Node {
         &mut self.holders[at]
     }
 
-    /// Drops the routed claims whose time is up.
-    pub(super) fn lapse(&mut self, now: Millis) {
+    /// Leading blocks in a pool, by the engine's word.
+    pub(super) fn exact(&self, pool: Pool) -> u32 {
+        match pool.tier {
+            Tier::Gpu => self.holder(pool.rank).map_or(0, |holder| holder.exact),
+            Tier::Cpu => self.lowers.of(pool.rank).cpu,
+            Tier::Storage => self.lowers.of(pool.rank).storage,
+        }
+    }
+
+    pub(super) fn set_exact(&mut self, pool: Pool, exact: u32) {
+        let lower = self.lowers.of(pool.rank);
+        match pool.tier {
+            Tier::Gpu => self.holder_mut(pool.rank).exact = exact,
+            Tier::Cpu => self.lowers.set(Lower { cpu: exact, ..lower }),
+            Tier::Storage => self.lowers.set(Lower { storage: exact, ..lower }),
+        }
+    }
+
+    /// Drops the routed claims whose time is up; tells each rank that had one, and its blocks.
+    pub(super) fn lapse(&mut self, now: Millis, mut lapsed: impl FnMut(u32, u32)) {
         self.holders.retain(|holder| {
-            holder.routed = holder.routed_at(now);
+            if holder.routed > 0 && holder.until <= now {
+                lapsed(holder.rank, holder.routed);
+                holder.routed = 0;
+            }
             holder.span() > 0
         });
     }
@@ -181,12 +208,12 @@ impl Node {
         self.holders.iter().any(|holder| holder.routed > 0)
     }
 
-    /// The most blocks that any rank claims.
+    /// The most blocks that any rank claims, in whichever tier.
     pub(super) fn reach(&self) -> u32 {
-        self.holders.iter().map(Holder::span).max().unwrap_or(0)
+        self.holders.iter().map(Holder::span).max().unwrap_or(0).max(self.lowers.reach())
     }
 
-    /// (block, rank) pairs claimed here.
+    /// (block, rank) pairs claimed in GPU memory.
     pub(super) fn pairs(&self) -> u64 {
         self.holders.iter().map(|holder| u64::from(holder.span())).sum()
     }
@@ -204,6 +231,7 @@ impl Node {
         let edge = self.edge.split_off(at as usize);
         let mut tail = Node::new(edge, self.start + at);
         tail.holders = self.holders.iter().filter_map(|holder| holder.behind(at)).collect();
+        tail.lowers = self.lowers.split_off(at);
         tail.until = self.until;
         tail.take_stock();
         for holder in &mut self.holders {
@@ -240,6 +268,6 @@ impl Node {
         if self.holders.spilled() {
             bytes += self.holders.capacity() * size_of::<Holder>() + ALLOCATION;
         }
-        bytes as u64
+        bytes as u64 + self.lowers.heap()
     }
 }

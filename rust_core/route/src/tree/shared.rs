@@ -4,15 +4,16 @@ use std::hint::spin_loop;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{Applied, Tree, TreeStats};
-use crate::event::Event;
+use super::names::Pool;
+use super::{Applied, Overlap, Tree, TreeStats};
+use crate::event::{Event, Tier};
 use crate::sync::{AtomicU32, Ordering};
 use crate::{Millis, RankId};
 
 /// A [`Tree`] behind a lock that is held for one small step at a time.
 ///
 /// Whoever looks up goes before whoever changes: a writer makes way between two steps, and no step is long but that of a
-/// rank that left. Neither side sleeps at once: to wake a thread takes longer than a step.
+/// rank that left or gets its first limit. Neither side sleeps at once: to wake a thread takes longer than a step.
 #[derive(Debug)]
 pub struct SharedTree {
     tree: RwLock<Tree>,
@@ -39,19 +40,35 @@ impl SharedTree {
         self.read().matches(chain, out);
     }
 
+    /// As [`Tree::overlaps`].
+    pub fn overlaps(&self, chain: &[u64], out: &mut Vec<(RankId, Overlap)>) {
+        self.read().overlaps(chain, out);
+    }
+
     /// As [`Tree::note_route`].
     pub fn note_route(&self, rank: RankId, chain: &[u64], until: Millis) {
         self.write().note_route(rank, chain, until);
     }
 
+    /// As [`Tree::limit`], in one step.
+    pub fn limit(&self, rank: RankId, blocks: Option<u64>) {
+        self.write().limit(rank, blocks);
+    }
+
     /// As [`Tree::apply`], a step at a time: others may see, and change, what is between two of them.
     pub fn apply(&self, rank: RankId, event: &Event) -> Applied {
+        self.apply_tier(rank, Tier::Gpu, event)
+    }
+
+    /// As [`Tree::apply_tier`], a step at a time as [`SharedTree::apply`].
+    pub fn apply_tier(&self, rank: RankId, tier: Tier, event: &Event) -> Applied {
+        let pool = Pool { rank: rank.0, tier };
         let blocks = event.blocks();
         let mut applied = Applied::default();
         let mut from = 0;
         loop {
             let to = (from + STEP).min(blocks);
-            let step = self.write().apply_part(rank, event, from..to);
+            let step = self.write().apply_part(pool, event, from..to);
             applied += step;
             if step.refused > 0 {
                 applied.refused += (blocks - to) as u64;
@@ -72,6 +89,12 @@ impl SharedTree {
     /// As [`Tree::expire`].
     pub fn expire(&self, now: Millis) {
         while self.write().expire_some(now, STEP) {}
+    }
+
+    /// As [`Tree::named`].
+    #[must_use]
+    pub fn named(&self, rank: RankId) -> u64 {
+        self.read().named(rank)
     }
 
     /// As [`Tree::stats`].

@@ -2,11 +2,11 @@ use super::*;
 use crate::block::link;
 use crate::event::Event;
 
-const A: RankId = RankId(3);
-const B: RankId = RankId(70_000);
+pub(super) const A: RankId = RankId(3);
+pub(super) const B: RankId = RankId(70_000);
 
 /// A chain of blocks without names: hash `i` stands for all up to `i`, as in real ones.
-fn chain(locals: impl IntoIterator<Item = u64>) -> Vec<u64> {
+pub(super) fn chain(locals: impl IntoIterator<Item = u64>) -> Vec<u64> {
     let next = |last: &mut u64, local| {
         *last = link(*last, local);
         Some(*last)
@@ -15,7 +15,7 @@ fn chain(locals: impl IntoIterator<Item = u64>) -> Vec<u64> {
 }
 
 /// An engine that calls each block by its chain hash.
-fn stored(parent: &[u64], locals: impl IntoIterator<Item = u64>) -> Event {
+pub(super) fn stored(parent: &[u64], locals: impl IntoIterator<Item = u64>) -> Event {
     let locals: Vec<u64> = locals.into_iter().collect();
     let parent = parent.last().copied();
     let mut last = parent.unwrap_or(0);
@@ -26,11 +26,11 @@ fn stored(parent: &[u64], locals: impl IntoIterator<Item = u64>) -> Event {
     Event::Stored { engine_hashes: engine_hashes.collect(), parent, seed: 0, locals }
 }
 
-fn removed(names: &[u64]) -> Event {
+pub(super) fn removed(names: &[u64]) -> Event {
     Event::Removed { engine_hashes: names.to_vec() }
 }
 
-fn held(tree: &Tree, chain: &[u64]) -> Vec<(RankId, u32)> {
+pub(super) fn held(tree: &Tree, chain: &[u64]) -> Vec<(RankId, u32)> {
     tree.audit().unwrap();
     let mut out = Vec::new();
     tree.matches(chain, &mut out);

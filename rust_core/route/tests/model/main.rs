@@ -1,155 +1,34 @@
-//! The tree against a naive model of it, under any interleaving of routes, events, departures and time.
+//! The tree against a naive model of it, under any interleaving of routes, events of every tier, departures, limits and
+//! time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 
 use nebula_route::block::link;
 use nebula_route::tree::Applied;
-use nebula_route::{Event, Millis, RankId, Tree};
+use nebula_route::{Event, Millis, Overlap, RankId, Tier, Tree};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
+mod naive;
+
+use naive::Model;
+
 const RANKS: u32 = 3;
 
-/// What the tree must say: per rank, sets of chain hashes.
-#[derive(Clone, Debug, Default)]
-struct Model {
-    now: Millis,
-    ranks: BTreeMap<u32, Held>,
-    /// Every chain that was ever named, to ask for.
-    chains: BTreeSet<Vec<u64>>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Held {
-    names: HashMap<u64, u64>,
-    exact: HashSet<u64>,
-    routed: HashMap<u64, Millis>,
-}
+/// The rank that has a limit from the start. Its routes outlast every run, so that the model knows what counts.
+const LIMITED: u32 = 2;
+const LIMIT: u64 = 9;
+const LATE: Millis = 1 << 40;
 
 #[derive(Clone, Debug)]
 enum Step {
     Note { rank: u32, chain: Vec<u64>, until: Millis },
-    Apply { rank: u32, event: Event },
+    Apply { rank: u32, tier: Tier, event: Event },
     RemoveRank(u32),
     Expire(Millis),
-}
-
-// === impl Model ===
-
-impl Model {
-    fn step(&mut self, step: &Step) -> Applied {
-        match step {
-            Step::Note { rank, chain, until } => {
-                self.chains.insert(chain.clone());
-                if *until > self.now {
-                    let held = self.ranks.entry(*rank).or_default();
-                    held.routed.extend(chain.iter().map(|hash| (*hash, *until)));
-                }
-            }
-            Step::Apply { rank, event } => return self.apply(*rank, event),
-            Step::RemoveRank(rank) => {
-                self.ranks.remove(rank);
-            }
-            Step::Expire(now) => {
-                self.now = self.now.max(*now);
-                for held in self.ranks.values_mut() {
-                    held.routed.retain(|_, until| *until > self.now);
-                }
-            }
-        }
-        Applied::default()
-    }
-
-    fn apply(&mut self, rank: u32, event: &Event) -> Applied {
-        let mut applied = Applied::default();
-        let held = self.ranks.entry(rank).or_default();
-        match event {
-            Event::Stored { engine_hashes, parent, seed, locals } => {
-                let before = |held: &Held| {
-                    parent.map_or(Some(*seed), |parent| held.names.get(&parent).copied())
-                };
-                let blocks = engine_hashes.len().min(locals.len());
-                let Some(first) = before(held) else {
-                    return Applied { orphans: blocks as u64, ..applied };
-                };
-                let chain = chain(first, &locals[..blocks]);
-                for (name, hash) in engine_hashes.iter().zip(&chain) {
-                    if held.names.get(name).is_some_and(|block| block != hash) {
-                        applied.removed += u64::from(held.forget(*name));
-                    }
-                }
-                if before(held).is_none() {
-                    return Applied { orphans: blocks as u64, ..applied };
-                }
-                for (name, hash) in engine_hashes.iter().zip(&chain) {
-                    if held.exact.contains(hash) {
-                        continue;
-                    }
-                    if held.names.contains_key(name) {
-                        break;
-                    }
-                    held.names.insert(*name, *hash);
-                    held.exact.insert(*hash);
-                    applied.stored += 1;
-                }
-                if parent.is_none() {
-                    self.chains.insert(chain);
-                }
-            }
-            Event::Removed { engine_hashes } => {
-                for name in engine_hashes {
-                    let known = held.forget(*name);
-                    applied.removed += u64::from(known);
-                    applied.unknown_removed += u64::from(!known);
-                }
-            }
-            Event::Cleared => {
-                applied.removed = held.names.len() as u64;
-                *held = Held::default();
-            }
-        }
-        applied
-    }
-
-    fn matches(&self, chain: &[u64]) -> Vec<(RankId, u32)> {
-        let whole = u32::try_from(chain.len()).unwrap_or(u32::MAX);
-        let blocks = |held: &Held| {
-            (0..)
-                .zip(chain)
-                .find(|(_, hash)| !held.holds(**hash))
-                .map_or(whole, |(blocks, _)| blocks)
-        };
-        let all = self.ranks.iter().map(|(rank, held)| (RankId(*rank), blocks(held)));
-        all.filter(|(_, blocks)| *blocks > 0).collect()
-    }
-
-    fn blocks(&self) -> usize {
-        let all =
-            |held: &Held| held.exact.iter().chain(held.routed.keys()).collect::<HashSet<_>>().len();
-        self.ranks.values().map(all).sum()
-    }
-
-    fn names(&self, rank: u32) -> Vec<u64> {
-        let mut names: Vec<u64> =
-            self.ranks.get(&rank).into_iter().flat_map(|held| held.names.keys().copied()).collect();
-        names.sort_unstable();
-        names
-    }
-}
-
-impl Held {
-    fn holds(&self, hash: u64) -> bool {
-        self.exact.contains(&hash) || self.routed.contains_key(&hash)
-    }
-
-    fn forget(&mut self, name: u64) -> bool {
-        let Some(hash) = self.names.remove(&name) else { return false };
-        self.exact.remove(&hash);
-        self.routed.remove(&hash);
-        true
-    }
+    Limit { rank: u32, blocks: u64 },
 }
 
 // === the machine ===
@@ -161,20 +40,25 @@ impl ReferenceStateMachine for Machine {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Model> {
-        Just(Model::default()).boxed()
+        Just(limited()).boxed()
     }
 
     fn transitions(model: &Model) -> BoxedStrategy<Step> {
         let now = model.now;
-        let model = model.clone();
+        let (noted, model) = (model.clone(), model.clone());
         prop_oneof![
-            4 => (0..RANKS, any_chain(), 0..20_u64)
-                .prop_map(move |(rank, chain, ttl)| Step::Note { rank, chain, until: now + ttl }),
-            8 => (0..RANKS).prop_flat_map(move |rank| {
-                any_event(model.names(rank)).prop_map(move |event| Step::Apply { rank, event })
+            4 => (0..RANKS, any_chain(), 0..20_u64).prop_map(move |(rank, chain, ttl)| {
+                let until = if noted.is_limited(rank) { LATE } else { now + ttl };
+                Step::Note { rank, chain, until }
+            }),
+            8 => (0..RANKS, any_tier()).prop_flat_map(move |(rank, tier)| {
+                let parents = Tier::ALL.into_iter().flat_map(|tier| model.names(rank, tier)).collect();
+                any_event(model.names(rank, tier), parents)
+                    .prop_map(move |event| Step::Apply { rank, tier, event })
             }),
             1 => (0..RANKS).prop_map(Step::RemoveRank),
             2 => (0..8_u64).prop_map(move |passed| Step::Expire(now + passed)),
+            1 => (0..30_u64).prop_map(|blocks| Step::Limit { rank: LIMITED, blocks }),
         ]
         .boxed()
     }
@@ -195,11 +79,15 @@ fn any_locals(blocks: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u64>>
     vec(prop_oneof![6 => Just(0_u64), 1 => Just(1), 1 => Just(2)], blocks)
 }
 
-fn any_event(names: Vec<u64>) -> BoxedStrategy<Event> {
-    let known = if names.is_empty() { Just(u64::MAX).boxed() } else { select(names).boxed() };
+fn any_tier() -> impl Strategy<Value = Tier> {
+    prop_oneof![4 => Just(Tier::Gpu), 2 => Just(Tier::Cpu), 1 => Just(Tier::Storage)]
+}
+
+fn any_event(names: Vec<u64>, parents: Vec<u64>) -> BoxedStrategy<Event> {
+    let known = one_of(names);
     let parent = prop_oneof![
         3 => Just(None),
-        6 => known.clone().prop_map(Some),
+        6 => one_of(parents).prop_map(Some),
         1 => (0..40_u64).prop_map(Some),
     ];
     prop_oneof![
@@ -209,6 +97,10 @@ fn any_event(names: Vec<u64>) -> BoxedStrategy<Event> {
         1 => Just(Event::Cleared),
     ]
     .boxed()
+}
+
+fn one_of(names: Vec<u64>) -> BoxedStrategy<u64> {
+    if names.is_empty() { Just(u64::MAX).boxed() } else { select(names).boxed() }
 }
 
 /// Names as engines give them, the same for the same blocks; or, one time in four, any: twice, elsewhere, its own
@@ -252,7 +144,9 @@ impl StateMachineTest for Machine {
     type Reference = Machine;
 
     fn init_test(_: &Model) -> (Tree, Model) {
-        (Tree::new(u64::MAX), Model::default())
+        let mut tree = Tree::new(u64::MAX);
+        tree.limit(RankId(LIMITED), Some(LIMIT));
+        (tree, limited())
     }
 
     fn apply((mut tree, mut model): (Tree, Model), _: &Model, step: Step) -> (Tree, Model) {
@@ -264,7 +158,9 @@ impl StateMachineTest for Machine {
         assert_eq!(tree.audit(), Ok(()));
         for chain in &model.chains {
             assert_eq!(matches(tree, chain), model.matches(chain), "holders of {chain:?}");
+            assert_eq!(overlaps(tree, chain), model.overlaps(chain), "tiers of {chain:?}");
         }
+        assert_eq!(tree.stats().offloaded, model.offloaded() as u64);
         assert!(tree.stats().blocks >= model.blocks() as u64);
     }
 
@@ -277,24 +173,32 @@ impl StateMachineTest for Machine {
             model.blocks() as u64,
             "only exact claims are left, one by one"
         );
-        for rank in 0..RANKS {
-            let engine_hashes = model.names(rank);
+        for (rank, tier) in (0..RANKS).flat_map(|rank| Tier::ALL.map(|tier| (RankId(rank), tier))) {
+            let engine_hashes = model.names(rank.0, tier);
             let blocks = engine_hashes.len() as u64;
-            let applied = tree.apply(RankId(rank), &Event::Removed { engine_hashes });
+            let applied = tree.apply_tier(rank, tier, &Event::Removed { engine_hashes });
             assert_eq!(applied, Applied { removed: blocks, ..Applied::default() });
             assert_eq!(tree.audit(), Ok(()));
         }
+        tree.limit(RankId(LIMITED), None);
         let left = tree.stats();
         assert_eq!((left.nodes, left.blocks, left.bytes), (0, 0, 0), "something is left");
     }
 }
 
+fn limited() -> Model {
+    let mut model = Model::default();
+    model.step(&Step::Limit { rank: LIMITED, blocks: LIMIT });
+    model
+}
+
 fn take(tree: &mut Tree, step: &Step) -> Applied {
     match step {
         Step::Note { rank, chain, until } => tree.note_route(RankId(*rank), chain, *until),
-        Step::Apply { rank, event } => return tree.apply(RankId(*rank), event),
+        Step::Apply { rank, tier, event } => return tree.apply_tier(RankId(*rank), *tier, event),
         Step::RemoveRank(rank) => tree.remove_rank(RankId(*rank)),
         Step::Expire(now) => tree.expire(*now),
+        Step::Limit { rank, blocks } => tree.limit(RankId(*rank), Some(*blocks)),
     }
     Applied::default()
 }
@@ -303,6 +207,13 @@ fn matches(tree: &Tree, chain: &[u64]) -> Vec<(RankId, u32)> {
     let mut out = vec![(RankId(7), 7)];
     tree.matches(chain, &mut out);
     out.sort_unstable();
+    out
+}
+
+fn overlaps(tree: &Tree, chain: &[u64]) -> Vec<(RankId, Overlap)> {
+    let mut out = vec![(RankId(7), Overlap::default())];
+    tree.overlaps(chain, &mut out);
+    out.sort_unstable_by_key(|(rank, _)| *rank);
     out
 }
 
@@ -351,6 +262,54 @@ proptest! {
                 prop_assert!(after.bytes <= before.bytes);
             }
             prop_assert!(after.bytes <= max_bytes + 64 * 1024, "{} of {max_bytes} bytes", after.bytes);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What a limited rank keeps is what it used last, block by block, however other ranks cut the edges.
+    #[test]
+    fn a_limited_rank_keeps_what_it_used_last(limit in 0..120_u64, steps in vec((0..RANKS, any_chain_long()), 1..80)) {
+        let (mut tree, mut model) = (Tree::new(u64::MAX), Model::default());
+        let first = Step::Limit { rank: LIMITED, blocks: limit };
+        let notes = (1..).zip(steps).map(|(until, (rank, chain))| Step::Note { rank, chain, until: LATE + until });
+        for step in std::iter::once(first).chain(notes) {
+            model.step(&step);
+            take(&mut tree, &step);
+            prop_assert_eq!(tree.audit(), Ok(()));
+            prop_assert_eq!(tree.stats().blocks, model.blocks() as u64);
+            let Step::Note { chain, .. } = step else { continue };
+            prop_assert_eq!(matches(&tree, &chain), model.matches(&chain));
+        }
+        for chain in &model.chains {
+            prop_assert_eq!(matches(&tree, chain), model.matches(chain));
+        }
+    }
+
+    /// Where routes lapse, those whose memory is not back yet count: less is kept, never more, and nothing else.
+    #[test]
+    fn a_limit_holds_while_routes_lapse(
+        max_bytes in 20_000..80_000_u64,
+        limits in vec(prop::option::of(0..60_u64), 1..8),
+        steps in vec((0..RANKS, any_chain_long(), 0..4_u64), 1..120),
+    ) {
+        let (mut tree, mut model) = (Tree::new(max_bytes), Model::default());
+        let limits = limits.iter().flat_map(|limit| [limit; 20]).cycle();
+        for ((at, limit), (rank, chain, ttl)) in (0..).zip(limits).zip(steps) {
+            tree.limit(RankId(LIMITED), *limit);
+            for step in [Step::Expire(at), Step::Note { rank, chain: chain.clone(), until: at + 20 * ttl }] {
+                model.step(&step);
+                take(&mut tree, &step);
+            }
+            // The audit counts the routed claims.
+            prop_assert_eq!(tree.audit(), Ok(()));
+            prop_assert!(tree.stats().bytes <= max_bytes);
+            let held: HashMap<RankId, u32> = model.matches(&chain).into_iter().collect();
+            for (rank, blocks) in matches(&tree, &chain) {
+                prop_assert!(held.get(&rank).is_some_and(|all| blocks <= *all), "{rank:?} holds {blocks} of {held:?}");
+            }
         }
     }
 }
