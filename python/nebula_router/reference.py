@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import SecretStr
@@ -79,7 +79,13 @@ class Setting:
     @property
     def is_choice(self) -> bool:
         """True where it takes one of a few words."""
-        return get_origin(self.field.annotation) is Literal
+        return bool(self._words)
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        annotation = self.field.annotation
+        parts = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+        return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
 
     @property
     def is_many(self) -> bool:
@@ -101,7 +107,7 @@ class Setting:
     def values(self) -> str:
         """Which values it takes: the words, or the type and its bounds."""
         if self.is_choice:
-            return ", ".join(get_args(self.field.annotation))
+            return ", ".join(self._words)
         if self.is_many:
             return "table of text" if get_origin(self.field.annotation) is dict else "list"
         kind = next(_KINDS[part] for part in _parts(self.field.annotation) if part in _KINDS)
@@ -169,7 +175,7 @@ def _number(bound: Any) -> str:  # noqa: ANN401 - the bound of an int or a float
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(held)}" for key, held in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(held)}" for key, held in value.items() if held is not None) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(held) for held in value) + "]"
     return json.dumps(value, ensure_ascii=False)

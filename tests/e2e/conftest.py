@@ -87,8 +87,10 @@ def open_gateway(folder: Path, pytestconfig: pytest.Config) -> OpenGateway:
     servers = pytestconfig.stash[SERVERS]
 
     @contextmanager
-    def opened(engines: Sequence[str], policy: str = "kv", ready_path: str = "/ready") -> Iterator[Gateway]:
-        gateway = Gateway(f"gateway-{len(list(folder.iterdir()))}-{policy}", folder, engines, policy)
+    def opened(
+        engines: Sequence[str], policy: str = "kv", ready_path: str = "/ready", more: Sequence[str] = ()
+    ) -> Iterator[Gateway]:
+        gateway = Gateway(f"gateway-{len(list(folder.iterdir()))}-{policy}", folder, engines, policy, *more)
         servers.append(gateway)
         try:
             gateway.start(ready_path)

@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 from tests.e2e.engine.engine import MODEL
@@ -21,10 +22,11 @@ ENGINE_HEADER = "x-nebula-engine"
 class Gateway(Server):
     """``nebula gateway`` in front of some engines."""
 
-    def __init__(self, name: str, folder: Path, engines: Sequence[str], policy: str) -> None:
+    def __init__(self, name: str, folder: Path, engines: Sequence[str], policy: str, *more: str) -> None:
         super().__init__(name, folder)
         self.engines = engines
         self.policy = policy
+        self.more = more
 
     def start(self, ready_path: str = "/ready") -> None:
         """Starts it with no setting but those given here, and returns once ``ready_path`` answers."""
@@ -32,7 +34,7 @@ class Gateway(Server):
             [
                 *(sys.executable, "-m", "nebula_router", "gateway", "--listen", f"127.0.0.1:{self.port}"),
                 *(word for url in self.engines for word in ("--engine", url)),
-                *("--policy", self.policy),
+                *("--policy", self.policy, *self.more),
             ],
             {name: value for name, value in os.environ.items() if not name.startswith("NEBULA_")},
         )
@@ -62,6 +64,11 @@ class Gateway(Server):
     def ledger(self) -> float:
         """All load that the gateway believes to be out there: nothing may be left of it when no request is."""
         return self.total("nebula_running_requests") + self.total("nebula_prefill_tokens")
+
+    def ask(self, path: str, **query: object) -> Any:
+        """What an admin endpoint answers, read from JSON."""
+        answer = httpx.get(self.url + path, params=query, trust_env=False, timeout=30)  # type: ignore[arg-type]
+        return answer.raise_for_status().json()
 
     def post(self, path: str, content: bytes) -> httpx.Response:
         """The answer to a body that no client library would send."""

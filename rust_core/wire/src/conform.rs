@@ -121,11 +121,21 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
     let Some(base) = bases.first().cloned() else {
         return none(KeySource::Text, "it has no base model".to_owned());
     };
+    let Some(folder) = folder(context, facts, &bases) else {
+        let why = "no folder with the model's tokenizer is known (setting tokens.model_assets)";
+        // An engine that could not be believed anyway is not asked either.
+        if next == KeySource::Engine
+            && let Err(why) = tokenize(context, engine, CANARIES[0].body(&base)).await
+        {
+            return none(KeySource::Text, why);
+        }
+        return none(next, why.to_owned());
+    };
     let plain = CANARIES[0].body(&base);
     if let Err(why) = tokenize(context, engine, plain).await {
         return none(KeySource::Text, why);
     }
-    let model = match load(context, facts, bases).await {
+    let model = match load(context, bases, folder).await {
         Ok(model) => model,
         Err(why) => return none(next, why),
     };
@@ -149,21 +159,23 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
     }
 }
 
-/// The model that an engine says it serves, from the folder that the settings or it itself names.
-async fn load(
-    context: &Arc<Context>,
-    facts: &Facts,
-    bases: Vec<String>,
-) -> Result<Arc<Model>, String> {
+/// The folder of the model that an engine serves: as the settings say, or as it says itself.
+fn folder(context: &Context, facts: &Facts, bases: &[String]) -> Option<PathBuf> {
     let named = bases.iter().find_map(|base| context.config.model_assets.get(base));
     let root = facts.models.iter().find(|model| model.parent.is_none());
     let root = root.and_then(|model| model.root.as_ref());
-    let root = root.filter(|root| context.config.read_engine_root && Path::new(root).is_absolute());
-    let Some(folder) = named.or(root).map(PathBuf::from) else {
-        return Err(
-            "no folder with the model's tokenizer is known (setting tokens.models)".to_owned()
-        );
+    let readable = |root: &&String| {
+        let root = Path::new(root.as_str());
+        context.config.read_engine_root && root.is_absolute() && root.is_dir()
     };
+    named.or(root.filter(readable)).map(PathBuf::from)
+}
+
+async fn load(
+    context: &Arc<Context>,
+    bases: Vec<String>,
+    folder: PathBuf,
+) -> Result<Arc<Model>, String> {
     let context = Arc::clone(context);
     let load = move || context.models.load(&bases, &folder);
     off_thread(load).await.unwrap_or_else(|error| Err(error.to_string()))

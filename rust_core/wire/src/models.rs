@@ -112,11 +112,6 @@ impl Model {
         Ok(Model { fingerprint: assets.fingerprint, tokenizer, default, tool_use })
     }
 
-    /// Whether it has a chat template, however it renders.
-    pub(crate) fn chats(&self) -> bool {
-        self.default.is_some() || self.tool_use.is_some()
-    }
-
     /// The tokens of a chat request, by its raw JSON.
     ///
     /// # Errors

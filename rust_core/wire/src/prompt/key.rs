@@ -36,8 +36,11 @@ pub struct Key {
 /// What a prompt shares its blocks with others for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Own {
-    /// The adapter's name; empty for an engine's base model, of which there is one to an engine, whatever its names.
-    pub(super) adapter: String,
+    /// The model's name: text is cut for whatever stands behind it.
+    pub(super) model: String,
+    /// Whether that is an adapter's. Tokens of a base model need no name: an engine has one base, whatever it is called,
+    /// and its events name none.
+    pub(super) is_adapter: bool,
     pub(super) salt: Option<String>,
 }
 
@@ -155,6 +158,8 @@ impl Cutter<'_> {
     }
 
     fn scope(&self, block: u32, kind: KeyKind) -> Scope<'_> {
-        Scope { model: &self.own.adapter, cache_salt: self.own.salt.as_deref(), block, kind }
+        let named = kind == KeyKind::Text || self.own.is_adapter;
+        let model = if named { self.own.model.as_str() } else { "" };
+        Scope { model, cache_salt: self.own.salt.as_deref(), block, kind }
     }
 }

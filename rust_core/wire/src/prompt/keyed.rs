@@ -38,7 +38,8 @@ impl Keyed {
         let keys = keys.unwrap_or(&unlearned);
         let base = served.and_then(|served| served.base.as_deref());
         let own = Own {
-            adapter: base.map_or_else(String::new, |_| model.to_owned()),
+            model: model.to_owned(),
+            is_adapter: base.is_some(),
             salt: fields.cache_salt.and_then(string).map(Cow::into_owned),
         };
         let Some(given) = source(shape, fields, json.len())? else {

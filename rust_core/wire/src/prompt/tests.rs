@@ -33,6 +33,15 @@ fn config(trust_kv_transfer_params: bool) -> Config {
         model_aliases: HashMap::from([("fast".to_owned(), "tiny".to_owned())]),
         log_requests: false,
         log_prompt_hashes: false,
+        model_assets: HashMap::new(),
+        read_engine_root: false,
+        segment_cache_bytes: 0,
+        tokenize_cache_bytes: 0,
+        tokenize_timeout_ms: 1,
+        forward_tokens: true,
+        ask_usage: true,
+        events: None,
+        decisions_kept: 0,
         seed: 0,
     }
 }
@@ -43,7 +52,17 @@ fn at(path: &str) -> Endpoint {
 
 fn read_at(path: &str, body: &str) -> Result<Prompt, Error> {
     let body = Bytes::copy_from_slice(body.as_bytes());
-    read(at(path), &HeaderMap::new(), body, &config(false), &router())
+    read_with(&config(false), path, &HeaderMap::new(), body)
+}
+
+fn read_with(
+    config: &Config,
+    path: &str,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Prompt, Error> {
+    let (router, models) = (router(), Models::new(0));
+    read(at(path), headers, body, &Reader { config, router: &router, models: &models })
 }
 
 fn chat(messages: &serde_json::Value) -> Prompt {
@@ -81,14 +100,9 @@ fn kv_transfer_params_go_unless_they_are_trusted() {
     let hidden = r#"{"model":"tiny","prompt":"x","vllm_xargs":{"kv_transfer_params":"y","a":1}}"#;
     let sent = read_at("/v1/completions", hidden).unwrap().body;
     assert_eq!(sent, r#"{"model":"tiny","prompt":"x","vllm_xargs":{"a":1}}"#);
-    let trusted = read(
-        at("/v1/completions"),
-        &HeaderMap::new(),
-        body.as_bytes().into(),
-        &config(true),
-        &router(),
-    )
-    .unwrap();
+    let owned = Bytes::copy_from_slice(body.as_bytes());
+    let trusted =
+        read_with(&config(true), "/v1/completions", &HeaderMap::new(), owned).unwrap();
     assert_eq!(trusted.body, body.replace("fast", "tiny"));
 }
 
@@ -99,9 +113,9 @@ fn a_later_turn_continues_the_chain_of_the_one_before() {
     let reply = serde_json::json!({"role": "assistant", "content": "a".repeat(100)});
     let first = chat(&serde_json::json!([system, user]));
     let second = chat(&serde_json::json!([system, user, reply, user]));
-    assert_eq!(first.chain.hashes().len(), 8);
-    assert!(second.chain.hashes().starts_with(first.chain.hashes()));
-    assert!(second.chain.hashes().len() > first.chain.hashes().len());
+    assert_eq!(first.key.chain().hashes().len(), 8);
+    assert!(second.key.chain().hashes().starts_with(first.key.chain().hashes()));
+    assert!(second.key.chain().hashes().len() > first.key.chain().hashes().len());
 }
 
 #[test]
@@ -114,9 +128,9 @@ fn text_is_the_same_as_one_part_and_however_it_is_escaped() {
     let body =
         format!(r#"{{"messages": [ {{"content": {escaped}, "role": "user"}} ], "model": "tiny"}}"#);
     let escaped = read_at("/v1/chat/completions", &body).unwrap();
-    assert!(!plain.chain.hashes().is_empty());
-    assert_eq!(plain.chain.hashes(), parts.chain.hashes());
-    assert_eq!(plain.chain.hashes(), escaped.chain.hashes());
+    assert!(!plain.key.chain().hashes().is_empty());
+    assert_eq!(plain.key.chain().hashes(), parts.key.chain().hashes());
+    assert_eq!(plain.key.chain().hashes(), escaped.key.chain().hashes());
 }
 
 #[test]
@@ -128,20 +142,20 @@ fn salt_model_and_tools_are_part_of_the_key() {
         )
     };
     let key =
-        |extra: &str| read_at("/v1/chat/completions", &body(extra)).unwrap().chain.hashes()[0];
+        |extra: &str| read_at("/v1/chat/completions", &body(extra)).unwrap().key.chain().hashes()[0];
     let plain = key("");
     assert_eq!(plain, key(r#","temperature":1"#));
     assert_ne!(plain, key(r#","cache_salt":"a""#));
     assert_ne!(plain, key(r#","tools":[{"type":"function"}]"#));
     let other_model = body("").replace("tiny", "large");
-    assert_ne!(plain, read_at("/v1/chat/completions", &other_model).unwrap().chain.hashes()[0]);
+    assert_ne!(plain, read_at("/v1/chat/completions", &other_model).unwrap().key.chain().hashes()[0]);
 }
 
 #[test]
 fn prompts_are_text_or_tokens_or_the_first_of_a_list() {
     let chain = |prompt: &str| {
         let body = format!(r#"{{"model":"tiny","prompt":{prompt}}}"#);
-        read_at("/v1/completions", &body).unwrap().chain
+        read_at("/v1/completions", &body).unwrap().key.chain().clone()
     };
     let tokens = format!("{:?}", (0..64).collect::<Vec<u32>>());
     assert_eq!(chain(&tokens).hashes().len(), 4);
@@ -161,9 +175,9 @@ fn a_responses_input_is_keyed_like_the_conversation_that_it_is() {
     let items = format!(
         r#"{{"model":"tiny","input":[{{"role":"user","content":[{{"type":"input_text","text":"{text}"}}]}}]}}"#
     );
-    assert!(read_at("/v1/responses", &items).unwrap().chain.hashes().len() >= 3);
+    assert!(read_at("/v1/responses", &items).unwrap().key.chain().hashes().len() >= 3);
     let plain = format!(r#"{{"model":"tiny","input":"{text}"}}"#);
-    assert_eq!(read_at("/v1/responses", &plain).unwrap().chain.hashes().len(), 3);
+    assert_eq!(read_at("/v1/responses", &plain).unwrap().key.chain().hashes().len(), 3);
 }
 
 #[test]
@@ -177,7 +191,7 @@ fn the_session_is_the_header_or_a_field() {
     let mut headers = HeaderMap::new();
     headers.insert(net::SESSION_ID, "h".parse().unwrap());
     let body = Bytes::from_static(br#"{"model":"tiny","prompt":"x","session_id":"s"}"#);
-    let prompt = read(at("/v1/completions"), &headers, body, &config(false), &router()).unwrap();
+    let prompt = read_with(&config(false), "/v1/completions", &headers, body).unwrap();
     assert_eq!(prompt.session.as_deref(), Some("h"));
 }
 
@@ -210,7 +224,7 @@ fn a_refusal_names_the_field_and_what_would_be_right() {
         "{secret}"
     );
     let body = Bytes::from_static(b"{\"model\":\"\xff\"}");
-    let error = read(at(chat), &HeaderMap::new(), body, &config(false), &router()).unwrap_err();
+    let error = read_with(&config(false), chat, &HeaderMap::new(), body).unwrap_err();
     assert!(error.message.contains("not UTF-8: invalid byte at 10"), "{error}");
 }
 
@@ -218,8 +232,8 @@ proptest! {
     /// No body crashes the reader, and what it takes it sends on as valid JSON.
     #[test]
     fn any_body_is_read_or_refused(body in ".{0,200}", path in 0..crate::endpoint::ENDPOINTS.len()) {
-        let endpoint = crate::endpoint::ENDPOINTS[path];
-        let _ = read(endpoint, &HeaderMap::new(), body.into_bytes().into(), &config(false), &router());
+        let path = crate::endpoint::ENDPOINTS[path].path;
+        let _ = read_with(&config(false), path, &HeaderMap::new(), body.into_bytes().into());
     }
 
     #[test]
@@ -244,8 +258,8 @@ fn media_are_part_of_the_key_and_not_of_the_length() {
         chat(&serde_json::json!([{"role": "user", "content": [image, text]}]))
     };
     let (one, other) = (image("A"), image("B"));
-    assert!(one.chain.prompt_tokens() < 100);
-    assert_ne!(one.chain.hashes(), other.chain.hashes());
+    assert!(one.key.chain().prompt_tokens() < 100);
+    assert_ne!(one.key.chain().hashes(), other.key.chain().hashes());
 }
 
 #[test]
@@ -253,4 +267,18 @@ fn a_model_name_is_bounded() {
     let body = format!(r#"{{"model":"{}","messages":[]}}"#, "m".repeat(10_000));
     let error = refused("/v1/chat/completions", &body);
     assert!(error.message.len() < 100, "{}", error.message.len());
+}
+
+#[test]
+fn a_stream_asks_for_usage_that_its_client_does_not_get() {
+    let prompt = read_at("/v1/completions", r#"{"model":"fast","prompt":"x","stream":true}"#).unwrap();
+    assert!(prompt.strips_usage);
+    assert_eq!(
+        prompt.body,
+        r#"{"model":"tiny","prompt":"x","stream":true,"stream_options":{"include_usage":true}}"#
+    );
+    let asked = r#"{"model":"tiny","prompt":"x","stream":true,"stream_options":{"include_usage":true}}"#;
+    assert!(!read_at("/v1/completions", asked).unwrap().strips_usage);
+    let whole = read_at("/v1/completions", r#"{"model":"tiny","prompt":"x"}"#).unwrap();
+    assert!(!whole.strips_usage);
 }
