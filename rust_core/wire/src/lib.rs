@@ -3,6 +3,7 @@
 //! ```text
 //! dispatch   one exchange from request to last byte, readable top to bottom
 //! endpoint   the paths that reach an engine
+//! tokenize   text -> the ids that the engine sees
 //! prompt     request body -> model, key, session, and the bytes to send on
 //! upstream   pooled connections to the engines
 //! reply      what is ready, handed over one wake-up at a time
@@ -23,6 +24,7 @@ pub mod prompt;
 mod record;
 pub mod reply;
 mod tasks;
+pub mod tokenize;
 mod upstream;
 mod wire;
 
