@@ -3,6 +3,7 @@
 //! ```text
 //! dispatch   one exchange from request to last byte, readable top to bottom
 //! endpoint   the paths that reach an engine
+//! assets     a model's directory: tokenizer, chat templates, special tokens
 //! tokenize   text -> the ids that the engine sees
 //! prompt     request body -> model, key, session, and the bytes to send on
 //! upstream   pooled connections to the engines
@@ -13,6 +14,7 @@
 //! tasks      the runtime thread and the owner of every spawned task
 //! ```
 
+pub mod assets;
 pub mod config;
 pub mod dispatch;
 pub mod endpoint;
