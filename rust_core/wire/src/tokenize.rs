@@ -7,8 +7,8 @@
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{
-    AddedVocabulary, Encoding, Model, ModelWrapper, OffsetReferential, OffsetType, PreTokenizer,
-    Token,
+    AddedVocabulary, Encoding, Model, ModelWrapper, NormalizerWrapper, OffsetReferential,
+    OffsetType, PreTokenizer, Token,
 };
 
 mod cache;
@@ -182,7 +182,11 @@ impl Tokenizer {
         ids: &mut Vec<u32>,
     ) -> tokenizers::Result<()> {
         let vocabulary: &AddedVocabulary = self.inner.get_added_vocabulary();
-        let mut pieces = vocabulary.extract_and_normalize(self.inner.get_normalizer(), text);
+        let mut normalizer = self.inner.get_normalizer();
+        if text.is_ascii() {
+            normalizer = normalizer.filter(|normalizer| !keeps_ascii(normalizer));
+        }
+        let mut pieces = vocabulary.extract_and_normalize(normalizer, text);
         let own = self.inner.get_pre_tokenizer();
         let splitter = if first { own } else { self.later.as_ref().or(own) };
         if let Some(splitter) = splitter {
@@ -197,6 +201,12 @@ impl Tokenizer {
 
 fn id(token: &Token) -> u32 {
     token.id
+}
+
+/// Whether text of ASCII comes out as it went in. Unicode's normal forms keep it, at a price that is better not paid.
+fn keeps_ascii(normalizer: &NormalizerWrapper) -> bool {
+    use NormalizerWrapper::{NFC, NFD, NFKC, NFKD};
+    matches!(normalizer, NFC(_) | NFD(_) | NFKC(_) | NFKD(_))
 }
 
 /// The splitter for segments after the first, if it is another one: `Metaspace` may put its mark at the start of the
