@@ -6,6 +6,7 @@
 //! prompt     request body -> model, key, session, and the bytes to send on
 //! upstream   pooled connections to the engines
 //! reply      what is ready, handed over one wake-up at a time
+//! kv_events  what engines say of their KV caches: order, gaps, restarts
 //! health     probes and facts of every engine
 //! record     what a request leaves behind: one log line, metrics, the engine's health
 //! metrics    the Prometheus registry
@@ -17,6 +18,7 @@ pub mod dispatch;
 pub mod endpoint;
 pub mod error;
 mod health;
+pub mod kv_events;
 mod metrics;
 mod net;
 pub mod prompt;
@@ -29,5 +31,6 @@ mod wire;
 pub use config::Config;
 pub use dispatch::Request;
 pub use error::{Error, Kind, Retry, Side};
+pub use kv_events::{EventsConfig, EventsSetting, KvEvents};
 pub use reply::{Exchange, Head, Part};
 pub use wire::Wire;
