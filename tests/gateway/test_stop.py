@@ -23,7 +23,8 @@ EVENTS = 16_000
 
 def ask(model: str, tokens: int = 16) -> bytes:
     messages = [{"role": "user", "content": "x"}]
-    return json.dumps({"model": model, "messages": messages, "stream": True, "max_tokens": tokens}).encode()
+    options = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": tokens}
+    return json.dumps({"model": model, "messages": messages, **options}).encode()
 
 
 async def test_streams_finish_whole_and_nothing_new_begins(open_gateway: OpenGateway) -> None:
