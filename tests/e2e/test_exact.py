@@ -31,6 +31,7 @@ TOOL = {
 }
 EXACT = 0.99
 CUT_S = 5.0
+THINK_S = 0.1  # who reads a reply before the next turn lets the event of its last block arrive
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_the_same_after_the_caches_were_reset(exact: Gateway, engines: tuple[Eng
         flush(engine)
     quiet(exact)
     assert [rank["events"]["blocks"] < 10 for rank in ranks(exact)] == [True, True]
-    share, _ = predicted(exact, talks=8, turns=6)
+    share, _ = predicted(exact, talks=10, turns=10)
     assert share >= EXACT
 
 
@@ -105,7 +106,7 @@ def test_the_same_after_an_engine_came_back(exact: Gateway, engines: tuple[Engin
     flush(engines[1])
     until("the engine's new life shows", lambda: ranks(exact)[1]["events"]["generation"] > generation, 30)
     until("it conforms again", lambda: settled(exact), 30)
-    share, _ = predicted(exact, talks=8, turns=6)
+    share, _ = predicted(exact, talks=10, turns=10)
     assert share >= EXACT
 
 
@@ -129,7 +130,7 @@ def test_the_same_after_a_subscription_was_cut(
         flush(engine)
     quiet(exact)
     assert sum(rank["events"]["replays"] for rank in ranks(exact)) > replays
-    share, _ = predicted(exact, talks=8, turns=6)
+    share, _ = predicted(exact, talks=10, turns=10)
     assert share >= EXACT
     assert sum(rank["events"]["losses"] for rank in ranks(exact)) == 0
 
@@ -159,8 +160,9 @@ def predicted(gateway: Gateway, talks: int, turns: int) -> tuple[float, int]:
     asked = talks * turns
     decisions = gateway.ask("/route/decisions", limit=asked)["decisions"]
     assert [decision["exact"] for decision in decisions] == [True] * asked
-    off = [abs(decision["overlap_tokens"] - decision["cached_tokens"]) for decision in decisions]
-    return sum(1 for tokens in off if tokens < BLOCK) / asked, asked
+    off = [decision for decision in decisions if decision["overlap_tokens"] != decision["cached_tokens"]]
+    print(*off, sep="\n")  # noqa: T201 - shown where a test fails
+    return 1 - len(off) / asked, asked
 
 
 def converse(client: openai.OpenAI, chance: random.Random, turns: int) -> None:
@@ -192,6 +194,8 @@ def converse(client: openai.OpenAI, chance: random.Random, turns: int) -> None:
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in reply) if streamed else said(reply)
         messages.append({"role": "assistant", "content": text or "nothing"})
+        replied = time.monotonic()
+        until("the reply is read", lambda since=replied: time.monotonic() - since > THINK_S, 1)
 
 
 def said(reply: Any) -> str:

@@ -163,6 +163,11 @@ impl Record {
         }
     }
 
+    /// Whether the stream's own end went by: a client that then leaves, before the connection's, has all of it.
+    fn is_done(&self) -> bool {
+        self.tail[1].ends_with(b"data: [DONE]\n\n")
+    }
+
     fn elapsed_ms(&self) -> f64 {
         self.start.elapsed().as_secs_f64() * 1e3
     }
@@ -247,7 +252,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished && !self.is_done() {
             self.status = CLIENT_GONE;
             self.error = Some("the client left".to_owned());
             if let Some(routed) = &self.routed {
