@@ -175,7 +175,11 @@ def _number(bound: Any) -> str:  # noqa: ANN401 - the bound of an int or a float
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(held)}" for key, held in value.items() if held is not None) + "}"
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {_toml(held)}" for key, held in value.items() if held is not None)
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(_toml(held) for held in value) + "]"
     return json.dumps(value, ensure_ascii=False)

@@ -36,7 +36,10 @@ BUSY = answer(whole(b'{"error":"busy"}', status="503 Service Unavailable"))
 
 def ask(model: str, *, stream: bool, tokens: int = 20) -> bytes:
     messages = [{"role": "user", "content": "x"}]
-    return json.dumps({"model": model, "messages": messages, "stream": stream, "max_tokens": tokens}).encode()
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    return json.dumps(
+        {"model": model, "messages": messages, "stream": stream, "max_tokens": tokens, **options}
+    ).encode()
 
 
 def dies_after(*parts: bytes) -> Answer:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nebula_router.bench.peers import DIRECT, NEBULA, REFERENCE, SGLANG
+from nebula_router.bench.peers import DIRECT, EXACT, NEBULA, REFERENCE, SGLANG
 from nebula_router.bench.result import Footprint, Part, Row, StreamRow
 from nebula_router.bench.wave import HELD_MS
 
@@ -42,6 +42,7 @@ def goals(rows: Sequence[Row], streams: Sequence[StreamRow], footprints: Iterabl
     return [
         *_of_requests(rows),
         *_of_tokens(rows),
+        *_of_exact(rows),
         *_of_streams(streams),
         *(Goal("resident memory when idle, MB", value, IDLE_MB) for value in idle),
     ]
@@ -72,6 +73,21 @@ def _of_tokens(rows: Sequence[Row]) -> Iterator[Goal]:
         if (ours.part, ours.name) == (Part.TOKENS, NEBULA) and dynamo_us and ours.cpu_us is not None:
             text = f"token ids: CPU per request at {ours.connections}, as a share of Dynamo's frontend, measured apart"
             yield Goal(text, ours.cpu_us / dynamo_us, DYNAMO_RATIO)
+
+
+def _of_exact(rows: Sequence[Row]) -> Iterator[Goal]:
+    table = {(row.name, row.connections): row for row in rows if row.part is Part.REQUESTS}
+    for ours in (row for row in table.values() if row.name == EXACT and row.cpu_us is not None):
+        connections = ours.connections
+        cpu_us = ours.cpu_us or 0.0
+        dynamo_us = DYNAMO_US.get(connections)
+        if dynamo_us:
+            text = f"exact tokens: CPU per request at {connections}, as a share of Dynamo's frontend, measured apart"
+            yield Goal(text, cpu_us / dynamo_us, DYNAMO_RATIO)
+        peer = table.get((REFERENCE, connections))
+        if peer and peer.cpu_us:
+            text = f"exact tokens: CPU per request at {connections}, as a share of {REFERENCE}'s"
+            yield Goal(text, cpu_us / peer.cpu_us, CPU_RATIO)
 
 
 def _of_streams(rows: Sequence[StreamRow]) -> Iterator[Goal]:

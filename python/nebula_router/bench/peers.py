@@ -7,16 +7,22 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from nebula_router.bench import net
 from nebula_router.bench.error import BenchError
 from nebula_router.bench.install import Package
 from nebula_router.bench.result import Part
+from nebula_router.bench.upstream import MODEL
 
 VLLM_ROUTER = Package("vllm-router", "0.1.17")
 SGLANG_ROUTER = Package("sglang-router", "0.3.2")
 
 Command = tuple[str, ...]
+
+FILES: Final = Path(__file__).parent / "data" / "model"
+"""A tokenizer of 2,048 tokens and a ChatML template: what a model's folder has of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +40,9 @@ class Entrant:
     """What it can be sent."""
 
 
-def _nebula(policy: str) -> Callable[[int, Sequence[str]], Command]:
+def _nebula(policy: str, *more: str) -> Callable[[int, Sequence[str]], Command]:
     def command(port: int, engines: Sequence[str]) -> Command:
-        flags = [flag for url in engines for flag in ("--engine", url)]
+        flags = [*(flag for url in engines for flag in ("--engine", url)), *more]
         listen = f"{net.HOST}:{port}"
         return (sys.executable, "-m", "nebula_router", "gateway", "--listen", listen, *flags, "--policy", policy)
 
@@ -62,6 +68,7 @@ def _floor(app: str) -> Callable[[int, Sequence[str]], Command]:
 
 DIRECT = "direct"
 NEBULA = "nebula-kv"
+EXACT = "nebula-kv-exact"
 REFERENCE = "vllm-router-cache_aware"
 """Ratios in the table are to this one."""
 SGLANG = "sglang-router-cache_aware"
@@ -69,6 +76,12 @@ SGLANG = "sglang-router-cache_aware"
 ENTRANTS = (
     Entrant(DIRECT, "no router: straight to one engine", None, routes=False),
     Entrant(NEBULA, "this gateway", _nebula("kv")),
+    Entrant(
+        EXACT,
+        "this gateway, which tokenises every prompt by the model's own files",
+        _nebula("kv", "--model-assets", f"{MODEL}={FILES}"),
+        parts=(Part.REQUESTS,),
+    ),
     Entrant("nebula-round_robin", "this gateway", _nebula("round_robin")),
     Entrant(
         REFERENCE,

@@ -101,8 +101,7 @@ fn kv_transfer_params_go_unless_they_are_trusted() {
     let sent = read_at("/v1/completions", hidden).unwrap().body;
     assert_eq!(sent, r#"{"model":"tiny","prompt":"x","vllm_xargs":{"a":1}}"#);
     let owned = Bytes::copy_from_slice(body.as_bytes());
-    let trusted =
-        read_with(&config(true), "/v1/completions", &HeaderMap::new(), owned).unwrap();
+    let trusted = read_with(&config(true), "/v1/completions", &HeaderMap::new(), owned).unwrap();
     assert_eq!(trusted.body, body.replace("fast", "tiny"));
 }
 
@@ -141,14 +140,18 @@ fn salt_model_and_tools_are_part_of_the_key() {
             "x".repeat(100)
         )
     };
-    let key =
-        |extra: &str| read_at("/v1/chat/completions", &body(extra)).unwrap().key.chain().hashes()[0];
+    let key = |extra: &str| {
+        read_at("/v1/chat/completions", &body(extra)).unwrap().key.chain().hashes()[0]
+    };
     let plain = key("");
     assert_eq!(plain, key(r#","temperature":1"#));
     assert_ne!(plain, key(r#","cache_salt":"a""#));
     assert_ne!(plain, key(r#","tools":[{"type":"function"}]"#));
     let other_model = body("").replace("tiny", "large");
-    assert_ne!(plain, read_at("/v1/chat/completions", &other_model).unwrap().key.chain().hashes()[0]);
+    assert_ne!(
+        plain,
+        read_at("/v1/chat/completions", &other_model).unwrap().key.chain().hashes()[0]
+    );
 }
 
 #[test]
@@ -271,13 +274,15 @@ fn a_model_name_is_bounded() {
 
 #[test]
 fn a_stream_asks_for_usage_that_its_client_does_not_get() {
-    let prompt = read_at("/v1/completions", r#"{"model":"fast","prompt":"x","stream":true}"#).unwrap();
+    let prompt =
+        read_at("/v1/completions", r#"{"model":"fast","prompt":"x","stream":true}"#).unwrap();
     assert!(prompt.strips_usage);
     assert_eq!(
         prompt.body,
         r#"{"model":"tiny","prompt":"x","stream":true,"stream_options":{"include_usage":true}}"#
     );
-    let asked = r#"{"model":"tiny","prompt":"x","stream":true,"stream_options":{"include_usage":true}}"#;
+    let asked =
+        r#"{"model":"tiny","prompt":"x","stream":true,"stream_options":{"include_usage":true}}"#;
     assert!(!read_at("/v1/completions", asked).unwrap().strips_usage);
     let whole = read_at("/v1/completions", r#"{"model":"tiny","prompt":"x"}"#).unwrap();
     assert!(!whole.strips_usage);
