@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from nebula_router import _core
-from nebula_router._core import NebulaError, chain_from_text, chain_from_tokens
+from nebula_router._core import NebulaError, chain_from_text, chain_from_tokens, content_format, render_chat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +27,8 @@ __all__ = [
     "Simulation",
     "chain_from_text",
     "chain_from_tokens",
+    "content_format",
+    "render_chat",
     "start_log",
 ]
 

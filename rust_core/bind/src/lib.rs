@@ -11,6 +11,7 @@ mod load;
 mod log;
 mod sim;
 mod simulation;
+mod template;
 
 #[pymodule]
 mod _core {
@@ -32,6 +33,8 @@ mod _core {
     use super::sim::Sim;
     #[pymodule_export]
     use super::simulation::Simulation;
+    #[pymodule_export]
+    use super::template::{content_format, render_chat};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -21,6 +21,7 @@
 //! decisions  the latest decisions and what became of them
 //! explain    a decision shown and not taken
 //! workers    every engine with all that is known of it
+//! log        lines on their way to standard error
 //! metrics    the Prometheus registry
 //! context    what every exchange works with
 //! tasks      the runtime thread and the owner of every spawned task
@@ -39,6 +40,7 @@ mod explain;
 mod follow;
 mod health;
 pub mod kv_events;
+pub mod log;
 mod metrics;
 mod models;
 mod net;
