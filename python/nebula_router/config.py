@@ -358,11 +358,12 @@ class Settings(Group):
             *("log_requests", "log_prompt_hashes", "decisions_kept"),
         }
         seed = secrets.randbits(64) if self.route.seed is None else self.route.seed
-        wire = self.upstream.model_dump() | self.tokens.model_dump() | self.gateway.model_dump(include=shared)
+        wire = self.upstream.model_dump() | self.gateway.model_dump(include=shared)
         return json.dumps(
             {
                 "route": _core_units(self.route.model_dump(exclude={"seed"})),
-                "wire": _core_units(wire) | {"seed": seed, "events": self.events.document()},
+                "wire": _core_units(wire)
+                | {"seed": seed, "tokens": _core_units(self.tokens.model_dump()), "events": self.events.document()},
                 "engines": [engine.model_dump() for engine in self.gateway.engines],
             }
         ).encode()

@@ -53,9 +53,7 @@ class Proxy:
                         assert isinstance(key.fileobj, socket.socket)
                         self._pass_on(key.fileobj, key.data, selector)
 
-    def _take(
-        self, listener: socket.socket, selector: selectors.BaseSelector, sockets: contextlib.ExitStack
-    ) -> None:
+    def _take(self, listener: socket.socket, selector: selectors.BaseSelector, sockets: contextlib.ExitStack) -> None:
         near = sockets.enter_context(listener.accept()[0])
         try:
             far = sockets.enter_context(socket.create_connection(self.target, 5))

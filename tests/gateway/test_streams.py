@@ -30,7 +30,9 @@ STREAM = (
 
 def ask(model: str, **more: object) -> bytes:
     messages = [{"role": "user", "content": "Tell me a story."}]
-    return json.dumps({"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}, **more}).encode()
+    return json.dumps(
+        {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}, **more}
+    ).encode()
 
 
 async def streamed(port: int, body: bytes, *headers: str) -> Reply:

@@ -133,7 +133,7 @@ fn judge(context: &Context, engine: &Engine, rank: u32, predicted: u64, actual: 
             context.health.examine(engine.id());
         }
         Verdict::Recovered => {
-            tracing::info!(engine = name, rank, "engine delivers what is predicted")
+            tracing::info!(engine = name, rank, "engine delivers what is predicted");
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::kv_events::EventsConfig;
 /// How requests travel; field names are those of the settings reference.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Config {
     /// Longest wait for a TCP (and TLS) connection to an engine.
     pub connect_timeout_ms: u64,
@@ -39,18 +40,8 @@ pub struct Config {
     pub trust_kv_transfer_params: bool,
     /// Model names that clients may use, and what they stand for.
     pub model_aliases: HashMap<String, String>,
-    /// Folders with the files of models, by model name.
-    pub model_assets: HashMap<String, String>,
-    /// Whether the folder that an engine reports for its model is read, where there is none for it in `model_assets`.
-    pub read_engine_root: bool,
-    /// Bytes of tokens kept of the segments of prompts, for each model.
-    pub segment_cache_bytes: usize,
-    /// Bytes of tokens kept of what engines told.
-    pub tokenize_cache_bytes: usize,
-    /// Longest wait for an engine's `/tokenize`.
-    pub tokenize_timeout_ms: u64,
-    /// Whether the ids of a prompt go along, where the engine takes them.
-    pub forward_tokens: bool,
+    /// How prompts become tokens.
+    pub tokens: TokensConfig,
     /// Whether engines are asked for the usage of streams whose clients did not ask.
     pub ask_usage: bool,
     /// How KV events are received; `null` where none are.
@@ -63,6 +54,24 @@ pub struct Config {
     pub log_prompt_hashes: bool,
     /// Seed of the random choices; equal seeds make equal choices.
     pub seed: u64,
+}
+
+/// How prompts become the tokens that the engine sees.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokensConfig {
+    /// Folders with the files of models, by model name.
+    pub model_assets: HashMap<String, String>,
+    /// Whether the folder that an engine reports for its model is read, where there is none for it in `model_assets`.
+    pub read_engine_root: bool,
+    /// Bytes of tokens kept of the segments of prompts, for each model.
+    pub segment_cache_bytes: usize,
+    /// Bytes of tokens kept of what engines told.
+    pub tokenize_cache_bytes: usize,
+    /// Longest wait for an engine's `/tokenize`.
+    pub tokenize_timeout_ms: u64,
+    /// Whether the ids of a prompt go along, where the engine takes them.
+    pub forward_tokens: bool,
 }
 
 impl Config {

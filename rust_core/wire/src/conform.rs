@@ -132,7 +132,7 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
         return none(next, why.to_owned());
     };
     let asked = tokenize(context, engine, CANARIES[0].body(&base)).await;
-    let told = bases.iter().any(|base| context.config.model_assets.contains_key(base));
+    let told = bases.iter().any(|base| context.config.tokens.model_assets.contains_key(base));
     let model = match load(context, bases, folder).await {
         Ok(model) => model,
         Err(why) if asked.is_ok() => return none(next, why),
@@ -157,7 +157,7 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
     Report {
         state: if passed { State::Passed } else { State::Failed },
         source: if passed { KeySource::Local } else { next },
-        takes_ids: passed && context.config.forward_tokens && takes_ids(facts),
+        takes_ids: passed && context.config.tokens.forward_tokens && takes_ids(facts),
         why,
         checks,
     }
@@ -165,12 +165,12 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
 
 /// The folder of the model that an engine serves: as the settings say, or as it says itself.
 fn folder(context: &Context, facts: &Facts, bases: &[String]) -> Option<PathBuf> {
-    let named = bases.iter().find_map(|base| context.config.model_assets.get(base));
+    let named = bases.iter().find_map(|base| context.config.tokens.model_assets.get(base));
     let root = facts.models.iter().find(|model| model.parent.is_none());
     let root = root.and_then(|model| model.root.as_ref());
     let readable = |root: &&String| {
         let root = Path::new(root.as_str());
-        context.config.read_engine_root && root.is_absolute() && root.is_dir()
+        context.config.tokens.read_engine_root && root.is_absolute() && root.is_dir()
     };
     named.or(root.filter(readable)).map(PathBuf::from)
 }

@@ -98,7 +98,7 @@ pub(crate) async fn tokenize(
     engine: &Engine,
     body: Bytes,
 ) -> Result<Vec<u32>, String> {
-    let limit_ms = context.config.tokenize_timeout_ms;
+    let limit_ms = context.config.tokens.tokenize_timeout_ms;
     let name = &engine.spec().name;
     let answer = context.upstream.post(engine, "/tokenize", body, ANSWER_BYTES);
     let answer = timeout(Duration::from_millis(limit_ms), answer).await;

@@ -32,7 +32,8 @@ struct Worker {
 
 #[derive(Serialize)]
 struct Rank {
-    rank: u32,
+    #[serde(rename = "rank")]
+    index: u32,
     load: Load,
     prediction: Prediction,
     events: Option<Events>,
@@ -88,7 +89,7 @@ impl Worker {
         let facts = engine.facts().unwrap_or_default();
         let now = context.clock.now();
         let rank = |(rank, load): (u32, Load)| Rank {
-            rank,
+            index: rank,
             load,
             prediction: engine.belief(rank).map(|b| b.prediction(now)).unwrap_or_default(),
             events: stats

@@ -41,7 +41,7 @@ pub(super) struct Exact {
     shadow: Family<OfChoice, Counter>,
     shadow_gain: Gauge<f64, AtomicU64>,
     predictions: RankCount,
-    exact_predictions: RankCount,
+    right_predictions: RankCount,
     error_mean: RankGauge,
     error_std: RankGauge,
     credit: RankGauge,
@@ -103,7 +103,7 @@ impl Exact {
         r.register(
             "exact_predictions",
             "Those of them that were predicted to the token",
-            self.exact_predictions.clone(),
+            self.right_predictions.clone(),
         );
         r.register(
             "prediction_error_tokens",
@@ -143,7 +143,11 @@ impl Exact {
             ("kv_events_gaps", "Times that batches were missing", &self.gaps),
             ("kv_events_replays", "Replays that were asked for", &self.replays),
             ("kv_events_losses", "Times that missing batches did not come again", &self.losses),
-            ("kv_events_orphans", "Blocks whose parent was not known", &self.orphans),
+            (
+                "kv_events_orphans",
+                "Blocks whose parent, or whose own name, was not known",
+                &self.orphans,
+            ),
             ("kv_events_decode_errors", "Batches and events not readable", &self.decode_errors),
             ("kv_events_skipped", "Events that mean nothing for the index", &self.skipped),
         ];
@@ -195,7 +199,7 @@ impl Exact {
     pub(super) fn forget(&self, engine: &str, ranks: u32) {
         for rank in 0..ranks {
             let labels = OfRank { engine: engine.to_owned(), rank };
-            for counts in [&self.predictions, &self.exact_predictions, &self.batches, &self.gaps] {
+            for counts in [&self.predictions, &self.right_predictions, &self.batches, &self.gaps] {
                 counts.remove(&labels);
             }
             for counts in
@@ -215,7 +219,7 @@ impl Exact {
             let prediction = belief.prediction(context.clock.now());
             let labels = OfRank { engine: name.clone(), rank };
             set(&self.predictions.get_or_create(&labels), prediction.checked);
-            set(&self.exact_predictions.get_or_create(&labels), prediction.exact);
+            set(&self.right_predictions.get_or_create(&labels), prediction.exact);
             self.error_mean.get_or_create(&labels).set(prediction.error_mean);
             self.error_std.get_or_create(&labels).set(prediction.error_std);
             self.credit.get_or_create(&labels).set(prediction.credit.into());

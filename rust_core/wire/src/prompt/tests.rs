@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Kind;
+use crate::config::TokensConfig;
 
 fn router() -> Router {
     let config = serde_json::json!({
@@ -33,12 +34,14 @@ fn config(trust_kv_transfer_params: bool) -> Config {
         model_aliases: HashMap::from([("fast".to_owned(), "tiny".to_owned())]),
         log_requests: false,
         log_prompt_hashes: false,
-        model_assets: HashMap::new(),
-        read_engine_root: false,
-        segment_cache_bytes: 0,
-        tokenize_cache_bytes: 0,
-        tokenize_timeout_ms: 1,
-        forward_tokens: true,
+        tokens: TokensConfig {
+            model_assets: HashMap::new(),
+            read_engine_root: false,
+            segment_cache_bytes: 0,
+            tokenize_cache_bytes: 0,
+            tokenize_timeout_ms: 1,
+            forward_tokens: true,
+        },
         ask_usage: true,
         events: None,
         decisions_kept: 0,
