@@ -20,16 +20,18 @@ pub enum Tier {
 /// `seed` and `locals`, hashed as [`crate::block`] hashes a prompt, so the engine's hash algorithm never matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Consecutive blocks of one chain are in the cache from now on.
+    /// Consecutive blocks of one chain are in the cache from now on. Or, where `locals` is empty, blocks that moved and
+    /// are told by name alone: those that the rank calls so in its other tiers are in this one too.
     Stored {
-        /// The engine's names of the blocks, in order.
+        /// The engine's names of the blocks, in order; of blocks that moved, in any order.
         engine_hashes: Vec<u64>,
-        /// The engine's name of the block before the first one; `None` where the first one opens a prompt.
+        /// The engine's name of the block before the first one; `None` where the first one opens a prompt. Not read
+        /// where blocks moved.
         parent: Option<u64>,
         /// [`crate::block::Scope::seed`] of the chain; read only where `parent` is `None`.
         seed: u64,
-        /// [`crate::block::local`] of each block, in order. Where the two lists differ in length the shorter one
-        /// counts.
+        /// [`crate::block::local`] of each block, in order; empty where blocks moved. Else, where the two lists differ
+        /// in length, the shorter one counts.
         locals: Vec<u64>,
     },
     /// Blocks left the cache.
@@ -51,8 +53,12 @@ impl Event {
     #[must_use]
     pub fn blocks(&self) -> usize {
         match self {
-            Event::Stored { engine_hashes, locals, .. } => engine_hashes.len().min(locals.len()),
-            Event::Removed { engine_hashes } => engine_hashes.len(),
+            Event::Stored { engine_hashes, locals, .. } if !locals.is_empty() => {
+                engine_hashes.len().min(locals.len())
+            }
+            Event::Stored { engine_hashes, .. } | Event::Removed { engine_hashes } => {
+                engine_hashes.len()
+            }
             Event::Cleared => 0,
         }
     }

@@ -10,14 +10,15 @@
 //! counted. A rank may have a limit of routed blocks of its own.
 //!
 //! Below the GPU an engine may hold blocks in more *tiers*. Those claims are exact, and kept beside the others in the
-//! same nodes: who asks only for what GPUs hold never sees them.
+//! same nodes: who asks only for what GPUs hold never sees them. A block that moves to another tier may be told by name
+//! alone; what it holds is looked up where it comes from.
 //!
 //! ```text
 //! node    an edge and its holders          find     chain -> ranks and blocks (reads)
 //! lower   its holders below the GPU        overlap  the same in all tiers
 //! arena   slots, pages, children           grow     along a chain; split; die
 //! order   nodes by last use                note     routed claims: note, limit, expire, evict
-//! limits  one rank's nodes by last use     apply    exact claims: stored, removed, cleared
+//! limits  one rank's nodes by last use     apply    exact claims: stored, moved, removed, cleared
 //! names   an engine's name -> its block
 //! ```
 
@@ -81,7 +82,7 @@ pub struct Applied {
     pub removed: u64,
     /// Removals under names that are not known.
     pub unknown_removed: u64,
-    /// Blocks whose parent is not known; they are never indexed.
+    /// Blocks whose parent is not known, or their own name where that is all that is told; they are never indexed.
     pub orphans: u64,
     /// Blocks that are not indexed because the exact claims alone fill the bound.
     pub refused: u64,
@@ -100,7 +101,7 @@ pub struct TreeStats {
     pub bytes: u64,
     /// (block, rank) pairs evicted to stay within the bound in bytes.
     pub evicted: u64,
-    /// Blocks of events whose parent was not known.
+    /// Blocks of events that could not be placed, as [`Applied::orphans`].
     pub orphans: u64,
 }
 

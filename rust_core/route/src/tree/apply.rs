@@ -35,6 +35,9 @@ impl Tree {
     /// again for another block leaves the first one, as if that had been removed. A parent may be a block that only
     /// another tier of the rank knows by that name: engines offload what comes after it.
     ///
+    /// Blocks that move are told by name alone, and are those that the rank's other tiers know so, the best tier first.
+    /// A name that only this tier knows is no news; one that no tier knows is an orphan.
+    ///
     /// # Cost
     /// O(blocks of the event); `Cleared` as [`Tree::remove_rank`].
     pub fn apply_tier(&mut self, rank: RankId, tier: Tier, event: &Event) -> Applied {
@@ -45,6 +48,9 @@ impl Tree {
     pub(super) fn apply_part(&mut self, pool: Pool, event: &Event, part: Range<usize>) -> Applied {
         let names_before = self.names.get(&pool).map_or(0, Names::bytes);
         let applied = match event {
+            Event::Stored { engine_hashes, locals, .. } if locals.is_empty() => {
+                self.take_up(pool, &engine_hashes[part])
+            }
             Event::Stored { engine_hashes, parent, seed, locals } => {
                 let before = part.start.checked_sub(1).map(|before| engine_hashes[before]);
                 let (names, locals) = (&engine_hashes[part.clone()], &locals[part]);
@@ -85,9 +91,7 @@ impl Tree {
         }));
         if self.names.get(&pool).is_some_and(|table| table.knows_any(event.names)) {
             for (name, hash) in event.names.iter().zip(&chain) {
-                if self.find(pool, *name).is_some_and(|run| self.hash(run) != *hash) {
-                    applied.removed += self.unstore(pool, &[*name]).removed;
-                }
+                applied.removed += self.free(pool, *name, *hash);
             }
             // The parent may have been among the blocks that lost their name, or is elsewhere now. Another tier's word
             // for it is as good, but not for another block.
@@ -107,38 +111,86 @@ impl Tree {
     fn insert(&mut self, pool: Pool, mut at: At, mut names: &[u64], mut chain: &[u64]) -> u64 {
         let mut stored = 0;
         while !chain.is_empty() {
-            let mut run = self.reach(at, chain);
-            if self.arena[run.node].exact(pool) < run.from {
-                // Another tier's parent: what is before the run is not in this pool, so the run opens an edge.
-                let tail = self.split(run.node, run.from);
-                run = Run { node: tail, from: 0, to: run.len() };
-            }
-            let node = &self.arena[run.node];
-            let start = node.start;
-            let known = node.exact(pool).max(run.from);
-            let mut exact = known;
-            let table = self.names.entry(pool).or_default();
-            while exact < run.to {
-                let place = Place { node: run.node, depth: start + exact };
-                if !table.insert(names[(exact - run.from) as usize], place) {
-                    break;
-                }
-                exact += 1;
-            }
-            if exact > known {
-                stored += u64::from(exact - known);
-                self.arena.edit(run.node, |node| node.set_exact(pool, exact));
-            }
-            if exact < run.to {
+            let run = self.reach(at, chain);
+            let (held, new) = self.hold(pool, run, names.iter().copied());
+            stored += u64::from(new);
+            if held.len() < run.len() {
                 // One name twice in one event: what follows is not believed.
-                self.trim(run.node);
+                self.trim(held.node);
                 return stored;
             }
-            at = run.end();
+            at = held.end();
             names = &names[run.len() as usize..];
             chain = &chain[run.len() as usize..];
         }
         stored
+    }
+
+    /// Claims the blocks that the rank's other tiers know by these names.
+    fn take_up(&mut self, pool: Pool, names: &[u64]) -> Applied {
+        let mut applied = Applied::default();
+        if self.bytes() > self.max_bytes {
+            applied.refused = names.len() as u64;
+            return applied;
+        }
+        if self.names.get(&pool).is_some_and(|table| table.knows_any(names)) {
+            for name in names {
+                if let Some(block) = self.elsewhere(pool, *name) {
+                    applied.removed += self.free(pool, *name, self.hash(block));
+                }
+            }
+        }
+        let mut blocks = Vec::with_capacity(names.len());
+        for name in names {
+            match self.elsewhere(pool, *name) {
+                Some(block) => blocks.push((block, *name)),
+                None => applied.orphans += u64::from(self.find(pool, *name).is_none()),
+            }
+        }
+        // Engines move neighbours in either direction: what is adjacent is claimed in one step. Of two names for one
+        // block the first counts.
+        let place = |(block, _): &(Run, u64)| (block.node, block.from);
+        blocks.sort_by_key(place);
+        blocks.dedup_by_key(|block| place(block));
+        // From the end: what is before a cut stays where it was found.
+        for blocks in blocks.chunk_by(|(one, _), (next, _)| one.joined(*next).is_some()).rev() {
+            let runs = blocks.iter().map(|(block, _)| *block);
+            let Some(run) = runs.reduce(|run, next| Run { to: next.to, ..run }) else { continue };
+            let (_, new) = self.hold(pool, run, blocks.iter().map(|(_, name)| *name));
+            applied.stored += u64::from(new);
+        }
+        applied
+    }
+
+    /// Claims a run under these names; gives what the pool holds of it now, and how many blocks are new there. It ends
+    /// before a block whose name stands for another one.
+    fn hold(&mut self, pool: Pool, mut run: Run, names: impl Iterator<Item = u64>) -> (Run, u32) {
+        if self.arena[run.node].exact(pool) < run.from {
+            // Another tier's block: what is before the run is not in this pool, so the run opens an edge.
+            let tail = self.split(run.node, run.from);
+            run = Run { node: tail, from: 0, to: run.len() };
+        }
+        let node = &self.arena[run.node];
+        let start = node.start;
+        let known = node.exact(pool).max(run.from);
+        let mut exact = known;
+        let table = self.names.entry(pool).or_default();
+        for (at, name) in (known..run.to).zip(names.skip((known - run.from) as usize)) {
+            if !table.insert(name, Place { node: run.node, depth: start + at }) {
+                break;
+            }
+            exact = at + 1;
+        }
+        if exact > known {
+            self.arena.edit(run.node, |node| node.set_exact(pool, exact));
+        }
+        (Run { to: exact.min(run.to), ..run }, exact - known)
+    }
+
+    /// Frees a name for a block; gives how many others lost it.
+    fn free(&mut self, pool: Pool, name: u64, hash: u64) -> u64 {
+        let other = self.find(pool, name).is_some_and(|block| self.hash(block) != hash);
+        if other { self.unstore(pool, &[name]).removed } else { 0 }
     }
 
     fn unstore(&mut self, pool: Pool, names: &[u64]) -> Applied {
@@ -199,9 +251,14 @@ impl Tree {
         let Some(parent) = event.parent else {
             return Some((At::ROOT, event.seed));
         };
-        let all = || Pool::all(pool.rank).find_map(|pool| self.find(pool, parent));
-        let block = self.find(pool, parent).or_else(all)?;
+        let block = self.find(pool, parent).or_else(|| self.elsewhere(pool, parent))?;
         Some((block.end(), self.hash(block)))
+    }
+
+    /// The block that the rank's other tiers call `name`, by the best one that knows it.
+    fn elsewhere(&self, pool: Pool, name: u64) -> Option<Run> {
+        let mut others = Pool::all(pool.rank).filter(|other| *other != pool);
+        others.find_map(|other| self.find(other, name))
     }
 
     /// The block that is called `name` in a pool.
@@ -232,3 +289,6 @@ impl Tree {
         self.arena[block.node].edge[block.from as usize]
     }
 }
+
+#[cfg(test)]
+mod tests;

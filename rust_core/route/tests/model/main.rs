@@ -84,19 +84,26 @@ fn any_tier() -> impl Strategy<Value = Tier> {
 }
 
 fn any_event(names: Vec<u64>, parents: Vec<u64>) -> BoxedStrategy<Event> {
-    let known = one_of(names);
+    let (known, held) = (one_of(names), one_of(parents.clone()));
     let parent = prop_oneof![
         3 => Just(None),
         6 => one_of(parents).prop_map(Some),
         1 => (0..40_u64).prop_map(Some),
     ];
     prop_oneof![
-        12 => (parent, 0..2_u64, any_locals(0..10), any::<u8>(), vec(0..40_u64, 10)).prop_map(stored),
+        12 => (parent, 0..2_u64, any_locals(0..10), any::<u8>(), vec(any_name(), 10)).prop_map(stored),
         5 => vec(prop_oneof![6 => known, 1 => 0..40_u64], 0..6).prop_map(|engine_hashes| Event::Removed { engine_hashes }),
-        3 => (any_chain(), 0..8_usize, any::<u8>()).prop_map(evicted),
+        3 => any_neighbours().prop_map(|engine_hashes| Event::Removed { engine_hashes }),
+        3 => vec(prop_oneof![4 => held, 1 => any_name()], 0..6).prop_map(moved),
+        3 => any_neighbours().prop_map(moved),
         1 => Just(Event::Cleared),
     ]
     .boxed()
+}
+
+/// Few enough that tiers call different blocks the same.
+fn any_name() -> impl Strategy<Value = u64> {
+    prop_oneof![0..40_u64, 0..4_u64]
 }
 
 fn one_of(names: Vec<u64>) -> BoxedStrategy<u64> {
@@ -116,19 +123,26 @@ fn stored((parent, seed, locals, how, any): (Option<u64>, u64, Vec<u64>, u8, Vec
     Event::Stored { engine_hashes, parent, seed, locals }
 }
 
-/// Neighbours, as an engine evicts them, or in the other direction; one of them perhaps left out.
-fn evicted((mut names, from, how): (Vec<u64>, usize, u8)) -> Event {
-    names.drain(..from.min(names.len()));
-    for name in &mut names {
-        *name ^= u64::from(how & 1);
-    }
-    if how & 2 > 0 && names.len() > 2 {
-        names.remove(names.len() / 2);
-    }
-    if how & 4 > 0 {
-        names.reverse();
-    }
-    Event::Removed { engine_hashes: names }
+/// Names of neighbours, as an engine evicts or offloads them, or in the other direction; one of them perhaps left out.
+fn any_neighbours() -> impl Strategy<Value = Vec<u64>> {
+    (any_chain(), 0..8_usize, any::<u8>()).prop_map(|(mut names, from, how)| {
+        names.drain(..from.min(names.len()));
+        for name in &mut names {
+            *name ^= u64::from(how & 1);
+        }
+        if how & 2 > 0 && names.len() > 2 {
+            names.remove(names.len() / 2);
+        }
+        if how & 4 > 0 {
+            names.reverse();
+        }
+        names
+    })
+}
+
+/// Blocks that an engine tells by name alone.
+fn moved(engine_hashes: Vec<u64>) -> Event {
+    Event::Stored { engine_hashes, parent: None, seed: 0, locals: Vec::new() }
 }
 
 fn chain(seed: u64, locals: &[u64]) -> Vec<u64> {
@@ -159,6 +173,9 @@ impl StateMachineTest for Machine {
         for chain in &model.chains {
             assert_eq!(matches(tree, chain), model.matches(chain), "holders of {chain:?}");
             assert_eq!(overlaps(tree, chain), model.overlaps(chain), "tiers of {chain:?}");
+        }
+        for rank in 0..RANKS {
+            assert_eq!(tree.named(RankId(rank)), model.named(rank) as u64, "names of {rank}");
         }
         assert_eq!(tree.stats().offloaded, model.offloaded() as u64);
         assert!(tree.stats().blocks >= model.blocks() as u64);

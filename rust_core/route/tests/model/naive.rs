@@ -94,6 +94,9 @@ impl Model {
         let mut applied = Applied::default();
         let held = self.ranks.entry(rank).or_default();
         match event {
+            Event::Stored { engine_hashes, locals, .. } if locals.is_empty() => {
+                return held.take_up(tier, engine_hashes);
+            }
             Event::Stored { engine_hashes, parent, seed, locals } => {
                 let before =
                     |held: &Held| parent.map_or(Some(*seed), |parent| held.block(tier, parent));
@@ -161,6 +164,11 @@ impl Model {
         pools.filter(|(tier, _)| **tier != Tier::Gpu).map(|(_, pool)| pool.exact.len()).sum()
     }
 
+    /// Blocks that a rank holds exactly, in whatever tier.
+    pub fn named(&self, rank: u32) -> usize {
+        Tier::ALL.into_iter().map(|tier| self.names(rank, tier).len()).sum()
+    }
+
     pub fn is_limited(&self, rank: u32) -> bool {
         self.limits.contains_key(&rank)
     }
@@ -203,6 +211,27 @@ impl Held {
     fn block(&self, tier: Tier, name: u64) -> Option<u64> {
         let named = |tier: Tier| self.pools.get(&tier)?.names.get(&name).copied();
         named(tier).or_else(|| Tier::ALL.into_iter().find_map(named))
+    }
+
+    /// The blocks that other tiers know by these names are in this one too.
+    fn take_up(&mut self, tier: Tier, names: &[u64]) -> Applied {
+        let mut applied = Applied::default();
+        let others = || Tier::ALL.into_iter().filter(|other| *other != tier);
+        let known = |held: &Held, tier, name| held.pools.get(&tier)?.names.get(&name).copied();
+        let elsewhere = |held: &Held, name| others().find_map(|other| known(held, other, name));
+        for name in names {
+            let (here, there) = (known(self, tier, *name), elsewhere(self, *name));
+            if there.is_some() && here.is_some() && here != there {
+                applied.removed += u64::from(self.forget(tier, *name));
+            }
+            applied.orphans += u64::from(here.is_none() && there.is_none());
+        }
+        for name in names {
+            if let Some(hash) = elsewhere(self, *name) {
+                applied.stored += self.pools.entry(tier).or_default().store(&[*name], &[hash]);
+            }
+        }
+        applied
     }
 
     fn forget(&mut self, tier: Tier, name: u64) -> bool {
