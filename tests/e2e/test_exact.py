@@ -184,7 +184,7 @@ def converse(client: openai.OpenAI, chance: random.Random, turns: int) -> None:
             messages.append({"role": "tool", "tool_call_id": "call_tide00001", "content": '{"metres": 3.5}'})
         messages.append({"role": "user", "content": " ".join(chance.choices(WORDS, k=chance.randint(10, 90)))})
         streamed = chance.random() < 0.5
-        reply = client.chat.completions.create(
+        reply: Any = client.chat.completions.create(
             model=MODEL,
             messages=messages,
             temperature=0,
@@ -194,8 +194,12 @@ def converse(client: openai.OpenAI, chance: random.Random, turns: int) -> None:
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in reply) if streamed else said(reply)
         messages.append({"role": "assistant", "content": text or "nothing"})
-        replied = time.monotonic()
-        until("the reply is read", lambda since=replied: time.monotonic() - since > THINK_S, 1)
+        think()
+
+
+def think() -> None:
+    replied = time.monotonic()
+    until("the reply is read", lambda: time.monotonic() - replied > THINK_S, 1)
 
 
 def said(reply: Any) -> str:

@@ -6,6 +6,8 @@ use super::*;
 use crate::Kind;
 use crate::config::TokensConfig;
 
+mod exact;
+
 fn router() -> Router {
     let config = serde_json::json!({
         "policy": "kv", "text_block_bytes": 64, "token_block_tokens": 16, "bytes_per_token": 4.0,
