@@ -29,7 +29,7 @@ ANSWER: dict[str, Any] = {
             "rank": 1,
             "status": "ready",
             "runner_up": True,
-            "block_tokens": 16,
+            "block_tokens": 21.333333,
             "blocks": 256,
             "overlap": {"gpu": 1024, "cpu": 0, "storage": 0},
             "credit": 1.0,

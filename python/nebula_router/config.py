@@ -53,7 +53,7 @@ class EngineSettings(Group):
     events: Annotated[str, AfterValidator(checked_events)] = Field(
         "auto",
         description="Where its KV events are: auto (it says so), guess (its host, port 5557 + rank), "
-        "dial_in (it connects to events.bind), off, or tcp://host:port of rank 0.",
+        "dial_in (it connects to events.events_bind), off, or tcp://host:port of rank 0.",
     )
     events_replay: str | None = Field(None, pattern="^tcp://|^ipc://", description="Its replay address of rank 0.")
     events_topic: str = Field("", description="Topic of its events; needed where it dials in.")

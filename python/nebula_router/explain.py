@@ -71,7 +71,7 @@ class Rank(Answer):
     status: str
     chosen: bool = False
     runner_up: bool = False
-    block_tokens: int | None = None
+    block_tokens: float | None = None
     blocks: int | None = None
     overlap: Overlap = Overlap()
     credit: float = 1.0

@@ -32,6 +32,14 @@ pub struct Cached {
     pub storage: u32,
 }
 
+impl Terms {
+    /// What the rank has on its hands without this request.
+    #[must_use]
+    pub fn load(&self) -> f32 {
+        self.prefill_backlog + self.decode + self.pressure
+    }
+}
+
 impl Cached {
     /// All of them.
     #[must_use]

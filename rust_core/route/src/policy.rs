@@ -65,16 +65,18 @@ impl Policy {
         rng: &mut Rng,
     ) -> Option<usize> {
         let prices = || candidates.iter().map(|candidate| candidate.terms.total);
+        let loads = || candidates.iter().map(|candidate| candidate.terms.load());
         match self {
             _ if candidates.is_empty() => None,
-            Policy::Kv | Policy::LeastLoaded => pick::lowest(prices(), rng),
+            Policy::Kv => pick::lowest(prices(), rng),
+            Policy::LeastLoaded => pick::lowest(loads(), rng),
             // The one that waited longest: fair also where requests are tried again or models share engines.
             Policy::RoundRobin => (0..candidates.len()).min_by_key(|&index| candidates[index].turn),
             Policy::Random => Some(rng.usize(..candidates.len())),
             Policy::PowerOfTwo => Some(less_loaded_of_two(candidates, rng)),
             Policy::Session => match session {
                 Some(session) => rendezvous(candidates, session),
-                None => pick::lowest(prices(), rng),
+                None => pick::lowest(loads(), rng),
             },
         }
     }
@@ -87,7 +89,7 @@ fn less_loaded_of_two(candidates: &[Candidate<'_>], rng: &mut Rng) -> usize {
     }
     // Another one: drawn from the rest, shifted past the first.
     let second = (first + 1 + rng.usize(..candidates.len() - 1)) % candidates.len();
-    if candidates[second].terms.total < candidates[first].terms.total { second } else { first }
+    if candidates[second].terms.load() < candidates[first].terms.load() { second } else { first }
 }
 
 /// Highest random weight (Thaler and Ravishankar, 1998): an engine that comes or goes moves only its own sessions.

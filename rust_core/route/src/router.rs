@@ -212,7 +212,9 @@ impl Router {
         let chosen = &candidates[chosen];
         let (engine, chain) = (chosen.engine, chosen.chain);
         let prompt_tokens = chain.prompt_tokens();
-        let worth = chosen.cached.worth(&self.config, chosen.credit);
+        // A policy that does not read the index books what it would without one: a shadow that does changes nothing.
+        let read = self.policy.reads_tree();
+        let worth = if read { chosen.cached.worth(&self.config, chosen.credit) } else { 0 };
         let prefill = u64::from(prompt_tokens.saturating_sub(worth));
         let ledger = engine.ledger(chosen.rank_index);
         ledger.take_turn(self.turn.fetch_add(1, Ordering::Relaxed));

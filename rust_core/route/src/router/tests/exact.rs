@@ -96,3 +96,20 @@ fn where_events_come_in_a_route_counts_until_they_have() {
     let overlap = |prompt| router.route(&query(prompt), 6_000).unwrap().overlap_tokens();
     assert_eq!((overlap(&exact), overlap(&text)), (0, 160), "no event tells of text");
 }
+
+#[test]
+fn least_loaded_is_not_led_by_its_shadow() {
+    let shadowed = Config { shadow_policy: Some("kv".to_owned()), ..config("least_loaded") };
+    let router = Router::new(shadowed, 1).unwrap();
+    router.set_engines(vec![spec("e0"), spec("e1")]).unwrap();
+    for engine in router.engines() {
+        router.probe(&engine, Probe::Healthy, 0);
+        router.learn(&engine, facts(&["m"]));
+    }
+    let prompt = chain(&"x".repeat(4_000));
+    let first = router.route(&query(&prompt), 0).unwrap();
+    let second = router.route(&query(&prompt), 0).unwrap();
+    assert_ne!(name(&first), name(&second), "the busier one is left alone, whatever it holds");
+    assert!(second.shadow_gain().is_some_and(|(differs, gain)| differs && gain > 0.0));
+    assert_eq!(first.engine.loads()[0].prefill_tokens, 1_000);
+}
