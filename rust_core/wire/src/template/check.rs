@@ -8,10 +8,21 @@ use super::TemplateError;
 use super::syntax::{Node, argument, children, walk};
 
 /// Their results are generators in Python: always true, empty when read again, and without a length.
-const GENERATORS: [&str; 6] = ["items", "map", "reject", "rejectattr", "select", "selectattr"];
+const GENERATORS: [&str; 7] =
+    ["items", "map", "reject", "rejectattr", "reverse", "select", "selectattr"];
 /// Filters that read a generator to its end, or hand on another.
-const READERS: [&str; 9] =
-    ["first", "items", "join", "list", "map", "reject", "rejectattr", "select", "selectattr"];
+const READERS: [&str; 10] = [
+    "first",
+    "items",
+    "join",
+    "list",
+    "map",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "select",
+    "selectattr",
+];
 /// `value.items` is the method in Python, whatever the keys are.
 const METHODS: [&str; 11] = [
     "clear",
@@ -125,6 +136,13 @@ fn visit(node: Node<'_, '_>, place: Place) -> Result<(), TemplateError> {
         Node::Stmt(Stmt::ForLoop(each)) if !each.else_body.is_empty() && is_cut(&each.body) => {
             Some("a loop with else, and break or continue".to_owned())
         }
+        // In Jinja2 these have names of their own.
+        Node::Stmt(Stmt::SetBlock(block)) if sets_names(&block.body) => {
+            Some("a name that is set within set".to_owned())
+        }
+        Node::Stmt(Stmt::FilterBlock(block)) if sets_names(&block.body) => {
+            Some("a name that is set within filter".to_owned())
+        }
         Node::Stmt(_) => None,
         Node::Expr(expr) => refusal(expr, place),
     };
@@ -132,6 +150,15 @@ fn visit(node: Node<'_, '_>, place: Place) -> Result<(), TemplateError> {
         return Err(TemplateError::Syntax(refused));
     }
     children(node).into_iter().try_for_each(|child| visit(child, place_of(child, node, place)))
+}
+
+fn sets_names(body: &[Stmt<'_>]) -> bool {
+    body.iter().any(|stmt| match stmt {
+        Stmt::Set(set) => !matches!(set.target, Expr::GetAttr(_)),
+        Stmt::SetBlock(_) | Stmt::Macro(_) => true,
+        Stmt::IfCond(cond) => sets_names(&cond.true_body) || sets_names(&cond.false_body),
+        _ => false,
+    })
 }
 
 fn is_cut(body: &[Stmt<'_>]) -> bool {

@@ -60,6 +60,7 @@ fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("reject", filters::reject);
     env.add_filter("rejectattr", filters::rejectattr);
     env.add_filter("replace", filter::replace);
+    env.add_filter("reverse", filters::reverse);
     env.add_filter("safe", filter::string);
     env.add_filter("select", filters::select);
     env.add_filter("selectattr", filters::selectattr);

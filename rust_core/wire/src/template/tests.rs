@@ -111,6 +111,7 @@ fn what_would_differ_without_an_error_is_refused_when_it_is_compiled() {
         "{% macro m() %}{{ varargs }}{% endmacro %}",
         r"{{ '\a' }}",
         "{% for m in messages %}{% continue %}{% else %}none{% endfor %}",
+        "{% set a %}{% if v %}{% set b = 1 %}{% endif %}{% endset %}{{ b }}",
         "{% with a = 1, b = a %}{% endwith %}",
         "{% macro m(a, b='b') %}{% endmacro %}{{ m(1, v) }}",
         "{{ unfinished",
