@@ -260,6 +260,20 @@ def test_an_empty_key_does_not_open_the_gateway(monkeypatch: pytest.MonkeyPatch)
         load()
 
 
+EVENTS = {
+    "bind": None,
+    "replay_timeout_ms": 5000,
+    "replay_tries": 5,
+    "replay_backoff_ms": 500,
+    "silence_ms": 10000,
+    "held_batches": 10000,
+    "held_bytes": 67108864,
+    "receive_batches": 10000,
+    "reconnect_ms": 100,
+    "reconnect_max_ms": 5000,
+}
+
+
 def test_the_core_gets_every_field_in_its_units() -> None:
     tree = Settings.model_validate({"gateway": {"engines": ["http://a:1"]}, "route": {"seed": 3, "route_ttl_s": 1.5}})
     assert json.loads(tree.core_json()) == {
@@ -310,18 +324,7 @@ def test_the_core_gets_every_field_in_its_units() -> None:
                 "tokenize_timeout_ms": 2000,
                 "forward_tokens": True,
             },
-            "events": {
-                "bind": None,
-                "replay_timeout_ms": 5000,
-                "replay_tries": 5,
-                "replay_backoff_ms": 500,
-                "silence_ms": 10000,
-                "held_batches": 10000,
-                "held_bytes": 67108864,
-                "receive_batches": 10000,
-                "reconnect_ms": 100,
-                "reconnect_max_ms": 5000,
-            },
+            "events": EVENTS,
             "seed": 3,
         },
         "engines": [

@@ -39,6 +39,8 @@ pub struct Facts {
     pub kv_blocks: Option<u64>,
     /// Its version.
     pub version: Option<String>,
+    /// Data-parallel ranks that it reports on.
+    pub data_parallel_size: Option<u32>,
 }
 
 /// One model of one engine.

@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::models::Model;
+use crate::models::{Model, Untold};
 use crate::prompt::Details;
-use crate::remote::tokenize;
+use crate::remote::{Silence, tokenize};
 use crate::tasks::off_thread;
 
 mod canary;
@@ -84,11 +84,27 @@ impl Conformance {
         let Some(facts) = engine.facts() else {
             return;
         };
+        let (has, said) = (facts.data_parallel_size, engine.spec().ranks);
+        if has.is_some_and(|has| has != said) {
+            let name = &engine.spec().name;
+            tracing::warn!(
+                engine = name,
+                has,
+                said,
+                "engine has other ranks than the setting `ranks` says"
+            );
+        }
         let report = Arc::new(examine(context, engine, &facts).await);
-        let before = context.conformance.reports.lock().insert(engine.id(), Arc::clone(&report));
-        if before.as_deref().is_none_or(|before| before.why != report.why) {
+        let before = context.conformance.report(engine.id());
+        // A busy engine that does not answer now is still what it was; if it is not, its replies will show.
+        let known = before.as_ref().is_some_and(|before| before.state != State::Unavailable);
+        if known && report.state == State::Unavailable {
+            return;
+        }
+        if before.is_none_or(|before| before.why != report.why) {
             report.tell(&engine.spec().name);
         }
+        context.conformance.reports.lock().insert(engine.id(), report);
         settle(context, engine);
     }
 }
@@ -128,9 +144,9 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
         let why = "no folder with the model's tokenizer is known (setting tokens.model_assets)";
         // An engine that could not be believed anyway is not asked either.
         if next == KeySource::Engine
-            && let Err(why) = tokenize(context, engine, CANARIES[0].body(&base)).await
+            && let Err(silence) = tokenize(context, engine, CANARIES[0].body(&base)).await
         {
-            return none(KeySource::Text, why);
+            return none(KeySource::Text, silence.why());
         }
         return none(next, why.to_owned());
     };
@@ -141,14 +157,19 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
         Err(why) if asked.is_ok() => return none(next, why),
         Err(why) => return none(KeySource::Text, why),
     };
-    if let Err(why) = asked {
+    if let Err(silence) = asked {
         // Whoever names the model's files is believed where the engine cannot be asked.
         let source = if told { KeySource::Local } else { KeySource::Text };
-        return none(source, format!("not compared: {why}"));
+        return none(source, format!("not compared: {}", silence.why()));
     }
     let mut checks = Vec::with_capacity(CANARIES.len());
     for canary in &CANARIES {
-        let theirs = tokenize(context, engine, canary.body(&base)).await;
+        let theirs = match tokenize(context, engine, canary.body(&base)).await {
+            Err(Silence::Unreachable(why)) => {
+                return none(next, format!("not compared: {why}"));
+            }
+            theirs => theirs.map_err(Silence::why),
+        };
         let ours = canary.tokens(&model);
         let why = compare(&ours, &theirs).err();
         checks.push(Checked { name: canary.name, ok: why.is_none(), ours: ours.is_ok(), why });
@@ -249,9 +270,13 @@ impl Canary {
     fn tokens(&self, model: &Model) -> Result<Vec<u32>, String> {
         let body = self.request();
         match &body["prompt"] {
-            Value::String(prompt) => model.completion(prompt, &Details::default()),
-            _ => model.chat(&body.to_string()).map(|tokens| tokens.ids),
+            Value::String(prompt) => model.completion(prompt, &Details::default(), usize::MAX),
+            _ => model.chat(&body.to_string(), usize::MAX).map(|tokens| tokens.ids),
         }
+        .map_err(|untold| match untold {
+            Untold::Cold => "it is too long".to_owned(),
+            Untold::Never(why) => why,
+        })
     }
 
     fn request(&self) -> Value {

@@ -147,7 +147,9 @@ impl Events {
                     lost_ms.remove(&rank);
                     belief.set_staleness(0.0);
                     belief.set_events(connected);
-                } else if belief.has_events() {
+                } else if belief.has_events() || lost_ms.contains_key(&rank) {
+                    // What is routed meanwhile is all that is known of it.
+                    belief.set_events(false);
                     let since = *lost_ms.entry(rank).or_insert(now);
                     let lost_for = now.saturating_sub(since) as f32;
                     belief.set_staleness(1.0 - (-lost_for / HALF_WORTH_MS).exp2());

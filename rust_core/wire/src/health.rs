@@ -207,6 +207,7 @@ impl Prober {
             for (rank, counters) in &report.prefix {
                 self.context.checks.counters(&self.context, &self.engine, *rank, *counters);
             }
+            facts.data_parallel_size = report.ranks().or(facts.data_parallel_size);
             facts.block_size = report.block_size.or(facts.block_size);
             facts.kv_blocks = report.kv_blocks.or(facts.kv_blocks);
         }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::assets::Assets;
 use crate::prompt::Details;
-use crate::template::{ChatRequest, ChatTemplate, MediaKey, SpecialTokens, TemplateError};
+use crate::template::{ChatRequest, ChatTemplate, MediaKey, SpecialTokens};
 use crate::tokenize::Tokenizer;
 
 /// All that are loaded.
@@ -30,6 +30,15 @@ pub(crate) struct Model {
 /// A chat template, or why it cannot be rendered here.
 type Template = Result<ChatTemplate, String>;
 
+/// Why a prompt has no tokens here.
+#[derive(Debug)]
+pub(crate) enum Untold {
+    /// More of it is new than may be tokenised on the spot.
+    Cold,
+    /// Only the engine can say.
+    Never(String),
+}
+
 /// A prompt as the engine sees it.
 #[derive(Debug)]
 pub(crate) struct Tokens {
@@ -45,11 +54,6 @@ impl Models {
     /// No model yet; each one's segments get `cache_bytes`.
     pub(crate) fn new(cache_bytes: usize) -> Models {
         Models { cache_bytes, by_name: RwLock::default() }
-    }
-
-    /// Whether any model is loaded.
-    pub(crate) fn any(&self) -> bool {
-        !self.by_name.read().is_empty()
     }
 
     /// A model by the name of its base.
@@ -112,20 +116,20 @@ impl Model {
         Ok(Model { fingerprint: assets.fingerprint, tokenizer, default, tool_use })
     }
 
-    /// The tokens of a chat request, by its raw JSON.
+    /// The tokens of a chat request, by its raw JSON, if no more than `new_bytes` of its text are new.
     ///
     /// # Errors
-    /// Why only the engine can say.
-    pub(crate) fn chat(&self, json: &str) -> Result<Tokens, String> {
-        let request = ChatRequest::parse(json).map_err(|cause| cause.to_string())?;
+    /// Why there are none.
+    pub(crate) fn chat(&self, json: &str, new_bytes: usize) -> Result<Tokens, Untold> {
+        let never = |cause: &dyn std::fmt::Display| Untold::Never(cause.to_string());
+        let request = ChatRequest::parse(json).map_err(|cause| never(&cause))?;
         let for_tools = self.tool_use.as_ref().filter(|_| request.has_tools());
-        let template =
-            for_tools.or(self.default.as_ref()).ok_or("the model has no chat template")?;
-        let template = template.as_ref().map_err(String::clone)?;
-        let rendered =
-            template.render(&request).map_err(|cause: TemplateError| cause.to_string())?;
+        let template = for_tools.or(self.default.as_ref());
+        let template = template.ok_or_else(|| never(&"the model has no chat template"))?;
+        let template = template.as_ref().map_err(|cause| never(cause))?;
+        let rendered = template.render(&request).map_err(|cause| never(&cause))?;
         let exact = &rendered.text[..rendered.exact_prefix];
-        let mut ids = self.encode(exact, request.add_special_tokens)?;
+        let mut ids = self.encode(exact, request.add_special_tokens, new_bytes)?;
         if rendered.media.is_empty() {
             return Ok(Tokens { ids, rest: None });
         }
@@ -143,23 +147,34 @@ impl Model {
         Ok(Tokens { ids, rest: Some(rest) })
     }
 
-    /// The tokens of a completion's text.
+    /// The tokens of a completion's text, likewise.
     ///
     /// # Errors
-    /// Why only the engine can say.
-    pub(crate) fn completion(&self, text: &str, details: &Details<'_>) -> Result<Vec<u32>, String> {
+    /// Why there are none.
+    pub(crate) fn completion(
+        &self,
+        text: &str,
+        details: &Details<'_>,
+        new_bytes: usize,
+    ) -> Result<Vec<u32>, Untold> {
         if details.is_cut() {
-            return Err("the engine cuts or replaces this prompt".to_owned());
+            return Err(Untold::Never("the engine cuts or replaces this prompt".to_owned()));
         }
         let special = match details.add_special_tokens.map(RawValue::get) {
             None | Some("true") => true,
             Some("false") => false,
-            Some(_) => return Err("add_special_tokens is neither true nor false".to_owned()),
+            Some(_) => {
+                let why = "add_special_tokens is neither true nor false";
+                return Err(Untold::Never(why.to_owned()));
+            }
         };
-        self.encode(text, special)
+        self.encode(text, special, new_bytes)
     }
 
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, String> {
-        self.tokenizer.encode(text, special).map_err(|cause| cause.to_string())
+    fn encode(&self, text: &str, special: bool, new_bytes: usize) -> Result<Vec<u32>, Untold> {
+        match self.tokenizer.encode_within(text, special, new_bytes) {
+            Ok(ids) => ids.ok_or(Untold::Cold),
+            Err(cause) => Err(Untold::Never(cause.to_string())),
+        }
     }
 }

@@ -51,6 +51,8 @@ pub struct Prompt {
     pub body_with_ids: Option<Bytes>,
     /// Whether the body asks for usage that the client did not ask for.
     pub strips_usage: bool,
+    /// Whether too much of it is new to be tokenised where it was read.
+    pub cold: bool,
 }
 
 /// What every request is read with.
@@ -58,6 +60,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) config: &'a Config,
     pub(crate) router: &'a Router,
     pub(crate) models: &'a Models,
+    /// Most bytes of text that may be tokenised on the spot.
+    pub(crate) new_bytes: usize,
 }
 
 /// The fields that matter here; all others pass through unread.
@@ -208,6 +212,7 @@ fn read_json(shape: Shape, body: &Bytes, reader: &Reader<'_>) -> Result<Prompt, 
         body: splice.finish().map_or_else(|| body.clone(), Bytes::from),
         body_with_ids,
         strips_usage,
+        cold: keyed.cold,
     })
 }
 

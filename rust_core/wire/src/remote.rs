@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use lru::LruCache;
 use nebula_route::{Engine, Status};
 use parking_lot::Mutex;
@@ -60,7 +61,7 @@ impl Remote {
         let ready: Vec<_> =
             ready.into_iter().filter(|engine| engine.status() == Status::Ready).collect();
         let engine = fastrand::choice(&ready).ok_or("no engine is ready to tokenise it")?;
-        let ids = tokenize(context, engine, ask.body.clone()).await?;
+        let ids = tokenize(context, engine, ask.body.clone()).await.map_err(Silence::why)?;
         let ids: Arc<[u32]> = ids.into();
         self.keep(ask.hash, &ids);
         Ok(ids)
@@ -85,8 +86,25 @@ impl Remote {
     }
 }
 
+impl Silence {
+    /// In words.
+    pub(crate) fn why(self) -> String {
+        let (Silence::Refused(why) | Silence::Unreachable(why)) = self;
+        why
+    }
+}
+
 fn size(ids: &Arc<[u32]>) -> usize {
     size_of_val::<[u32]>(ids) + ENTRY_BYTES
+}
+
+/// Why an engine told no tokens.
+#[derive(Debug)]
+pub(crate) enum Silence {
+    /// It will not.
+    Refused(String),
+    /// It did not answer now.
+    Unreachable(String),
 }
 
 /// What one engine makes of the body of a request for `/tokenize`.
@@ -97,19 +115,21 @@ pub(crate) async fn tokenize(
     context: &Context,
     engine: &Engine,
     body: Bytes,
-) -> Result<Vec<u32>, String> {
+) -> Result<Vec<u32>, Silence> {
     let limit_ms = context.config.tokens.tokenize_timeout_ms;
     let name = &engine.spec().name;
     let answer = context.upstream.post(engine, "/tokenize", body, ANSWER_BYTES);
     let answer = timeout(Duration::from_millis(limit_ms), answer).await;
     let answer = answer.unwrap_or_else(|_| Err(Error::timeout(name, "/tokenize", limit_ms)));
-    let (status, body) = answer.map_err(|error| error.to_string())?;
+    let (status, body) = answer.map_err(|error| Silence::Unreachable(error.to_string()))?;
     if status != 200 {
-        return Err(format!("/tokenize answered {}", status.as_u16()));
+        let why = format!("/tokenize answered {}", status.as_u16());
+        let later = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+        return Err(if later { Silence::Unreachable(why) } else { Silence::Refused(why) });
     }
-    let answer: Answer = serde_json::from_slice(&body)
-        .map_err(|cause| format!("/tokenize: an answer without tokens: {cause}"))?;
-    Ok(answer.tokens)
+    serde_json::from_slice(&body)
+        .map(|answer: Answer| answer.tokens)
+        .map_err(|cause| Silence::Refused(format!("/tokenize: an answer without tokens: {cause}")))
 }
 
 #[cfg(test)]

@@ -107,8 +107,24 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizeError::Text`]: the model has no token for a part of the text, and none for what is unknown.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizeError> {
+        let ids = self.encode_within(text, add_special_tokens, usize::MAX)?;
+        Ok(ids.unwrap_or_default())
+    }
+
+    /// The same if no more than `new_bytes` of the text are in segments that are not known; else nothing, at the cost of
+    /// those that are. What was new on the way is known from then on.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_within(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        mut new_bytes: usize,
+    ) -> Result<Option<Vec<u32>>, TokenizeError> {
         if self.whole_because.is_some() {
-            return self.encode_whole(text, add_special_tokens);
+            let few = text.len() <= new_bytes;
+            return few.then(|| self.encode_whole(text, add_special_tokens)).transpose();
         }
         let frame = &self.frames[usize::from(add_special_tokens)];
         // Text has about four bytes to a token, so this grows seldom.
@@ -116,13 +132,17 @@ impl Tokenizer {
         ids.extend_from_slice(&frame.before);
         let mut start = 0;
         for (cut, id) in self.cuts.find(text) {
-            self.segment(&text[start..cut.start], start == 0, &mut ids)?;
+            if !self.segment(&text[start..cut.start], start == 0, &mut new_bytes, &mut ids)? {
+                return Ok(None);
+            }
             ids.push(id);
             start = cut.end;
         }
-        self.segment(&text[start..], start == 0, &mut ids)?;
+        if !self.segment(&text[start..], start == 0, &mut new_bytes, &mut ids)? {
+            return Ok(None);
+        }
         ids.extend_from_slice(&frame.after);
-        Ok(ids)
+        Ok(Some(ids))
     }
 
     /// The ids of a prompt as the tokenizer itself gives them, in one piece and without the cache.
@@ -157,21 +177,32 @@ impl Tokenizer {
         self.cache.stats()
     }
 
-    fn segment(&self, text: &str, first: bool, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
+    /// Appends the ids of a segment; `false` if it is new and larger than what is left of `new_bytes`.
+    fn segment(
+        &self,
+        text: &str,
+        first: bool,
+        new_bytes: &mut usize,
+        ids: &mut Vec<u32>,
+    ) -> Result<bool, TokenizeError> {
         if text.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         // Where the start of the prompt is not special, a segment is the same anywhere.
         let first = first || self.later.is_none();
         let key = self.cache.key(text, first);
         if let Some(known) = self.cache.find(key) {
             ids.extend_from_slice(&known);
-            return Ok(());
+            return Ok(true);
         }
+        let Some(left) = new_bytes.checked_sub(text.len()) else {
+            return Ok(false);
+        };
+        *new_bytes = left;
         let start = ids.len();
         self.encode_segment(text, first, ids).map_err(TokenizeError::Text)?;
         self.cache.keep(key, &ids[start..]);
-        Ok(())
+        Ok(true)
     }
 
     /// The steps of `encode_fast` without the post-processor and without an `Encoding`, which has six columns to a token.

@@ -25,6 +25,7 @@ struct Worker {
     version: Option<String>,
     block_size: Option<u32>,
     kv_blocks: Option<u64>,
+    data_parallel_size: Option<u32>,
     key: Option<KeySpec>,
     ranks: Vec<Rank>,
     conformance: Conformance,
@@ -106,6 +107,7 @@ impl Worker {
             version: facts.version.clone(),
             block_size: facts.block_size,
             kv_blocks: facts.kv_blocks,
+            data_parallel_size: facts.data_parallel_size,
             key: engine.intake().map(|intake| intake.key),
             ranks: (0..).zip(engine.loads()).map(rank).collect(),
             conformance: report

@@ -18,6 +18,13 @@ pub(super) struct Report {
     pub(super) prefix: BTreeMap<u32, Counters>,
 }
 
+impl Report {
+    /// How many data-parallel ranks it tells of.
+    pub(super) fn ranks(&self) -> Option<u32> {
+        self.kv_usage.iter().map(|(rank, _)| rank + 1).max()
+    }
+}
+
 pub(super) fn read(text: &str) -> Report {
     let mut report = Report::default();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -94,6 +101,7 @@ mod tests {
             vllm:cache_config_info{block_size=\"32\",hash_block_size=\"None\",num_gpu_blocks=\"2048\"} 1.0\n";
         let report = read(text);
         assert_eq!(report.kv_usage, [(0, 0.25), (1, 0.5)]);
+        assert_eq!(report.ranks(), Some(2));
         let counters = Counters { queries: 4096, hits: 1024 };
         assert_eq!(report.prefix, BTreeMap::from([(1, counters)]));
         assert_eq!(report.block_size, Some(32));

@@ -34,6 +34,7 @@ pub(super) fn read(
         body,
         body_with_ids: None,
         strips_usage: false,
+        cold: false,
     };
     let Some(span) = field(&prompt.body, boundary, "model") else {
         prompt.model = only_model(router)?;

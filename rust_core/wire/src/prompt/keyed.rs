@@ -10,13 +10,15 @@ use super::source::{Source, source};
 use super::{Fields, Reader, estimate_tokens, string};
 use crate::endpoint::Shape;
 use crate::error::Error;
-use crate::models::{Models, Tokens};
+use crate::models::{Tokens, Untold};
 
 /// A key on its way: with the ids that made it, and what is still to be asked.
 pub(super) struct Keyed {
     pub(super) key: Key,
     pub(super) ids: Option<Vec<u32>>,
     pub(super) ask: Option<Ask>,
+    /// Whether too much of it is new to be tokenised here and now.
+    pub(super) cold: bool,
 }
 
 impl Keyed {
@@ -52,7 +54,7 @@ impl Keyed {
         }
         let has = |source| keys.iter().any(|key| key.source == source);
         let local = has(KeySource::Local)
-            .then(|| local_tokens(shape, &given, json, base.unwrap_or(model), reader.models));
+            .then(|| local_tokens(shape, &given, json, base.unwrap_or(model), reader));
         let tokens = local.as_ref().and_then(|local| local.as_ref().ok());
         let mut key = Key::of(keys, Origin::Text, own.clone(), |key| match tokens {
             Some(tokens) if key.source == KeySource::Local => {
@@ -69,15 +71,16 @@ impl Keyed {
         let (ids, why) = match local {
             Some(Ok(Tokens { ids, rest: None })) => (Some(ids).filter(|_| single), None),
             Some(Ok(_)) => (None, Some("there are media in it".to_owned())),
-            Some(Err(why)) => (None, Some(why)),
+            Some(Err(Untold::Never(why))) => (None, Some(why)),
+            Some(Err(Untold::Cold)) => return Ok(Keyed { cold: true, ..Keyed::alone(key) }),
             None => (None, None),
         };
         key.why = why;
-        Ok(Keyed { key, ids, ask })
+        Ok(Keyed { key, ids, ask, cold: false })
     }
 
     fn alone(key: Key) -> Keyed {
-        Keyed { key, ids: None, ask: None }
+        Keyed { key, ids: None, ask: None, cold: false }
     }
 }
 
@@ -87,16 +90,18 @@ fn local_tokens(
     given: &Source,
     json: &str,
     base: &str,
-    models: &Models,
-) -> Result<Tokens, String> {
-    let model = models.find(base).ok_or("the model's files are not loaded")?;
+    reader: &Reader<'_>,
+) -> Result<Tokens, Untold> {
+    let never = |why: &str| Untold::Never(why.to_owned());
+    let model =
+        reader.models.find(base).ok_or_else(|| never("the model's files are not loaded"))?;
     match shape {
-        Shape::Chat => model.chat(json),
+        Shape::Chat => model.chat(json, reader.new_bytes),
         Shape::Completion => {
-            let text = std::str::from_utf8(given.text()).map_err(|cause| cause.to_string())?;
-            let ids = model.completion(text, &Details::of(json))?;
+            let text = std::str::from_utf8(given.text()).map_err(|_| never("it is not UTF-8"))?;
+            let ids = model.completion(text, &Details::of(json), reader.new_bytes)?;
             Ok(Tokens { ids, rest: None })
         }
-        _ => Err("only chats and completions are tokenised".to_owned()),
+        _ => Err(never("only chats and completions are tokenised")),
     }
 }

@@ -67,7 +67,12 @@ fn read_with(
     body: Bytes,
 ) -> Result<Prompt, Error> {
     let (router, models) = (router(), Models::new(0));
-    read(at(path), headers, body, &Reader { config, router: &router, models: &models })
+    read(
+        at(path),
+        headers,
+        body,
+        &Reader { config, router: &router, models: &models, new_bytes: usize::MAX },
+    )
 }
 
 fn chat(messages: &serde_json::Value) -> Prompt {

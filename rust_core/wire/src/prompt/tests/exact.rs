@@ -43,7 +43,7 @@ fn models() -> Models {
 
 fn read_by(router: &Router, path: &str, body: &serde_json::Value) -> Prompt {
     let (config, models) = (config(false), models());
-    let reader = Reader { config: &config, router, models: &models };
+    let reader = Reader { config: &config, router, models: &models, new_bytes: usize::MAX };
     let body = Bytes::from(body.to_string());
     read(at(path), &HeaderMap::new(), body, &reader).unwrap()
 }
@@ -55,10 +55,11 @@ fn says(text: &str) -> serde_json::Value {
 fn ids_of(path: &str, body: &serde_json::Value) -> Vec<u32> {
     let models = models();
     let model = models.find("tiny").unwrap();
-    match path {
-        CHAT => model.chat(&body.to_string()).unwrap().ids,
-        _ => model.completion(body["prompt"].as_str().unwrap(), &Details::default()).unwrap(),
+    if path == CHAT {
+        return model.chat(&body.to_string(), usize::MAX).unwrap().ids;
     }
+    let text = body["prompt"].as_str().unwrap();
+    model.completion(text, &Details::default(), usize::MAX).unwrap()
 }
 
 const CHAT: &str = "/v1/chat/completions";
@@ -95,9 +96,9 @@ fn every_engine_is_asked_with_its_own_blocks() {
 fn an_adapters_blocks_are_its_own_and_its_tokens_those_of_its_base() {
     let router = fleet(&[KeySource::Local], false);
     let body = says(&"ships ".repeat(100));
-    let adapted = body.to_string().replace("tiny", "tale");
+    let tale = body.to_string().replace("tiny", "tale");
     let base = read_by(&router, CHAT, &body);
-    let adapter = read_by(&router, CHAT, &serde_json::from_str(&adapted).unwrap());
+    let adapter = read_by(&router, CHAT, &serde_json::from_str(&tale).unwrap());
     assert_eq!(adapter.key.origin, Origin::Local);
     assert_eq!(base.key.chain().prompt_tokens(), adapter.key.chain().prompt_tokens());
     assert_ne!(base.key.chain().hashes()[0], adapter.key.chain().hashes()[0]);
@@ -199,4 +200,19 @@ fn a_batch_is_routed_by_the_tokens_of_its_first_prompt() {
     let batch = read_by(&router, COMPLETION, &batch);
     assert_eq!(batch.key.chain().hashes(), one.key.chain().hashes());
     assert!(!batch.key.chain().is_exact() && batch.body_with_ids.is_none());
+}
+
+#[test]
+fn what_is_new_and_long_is_not_tokenised_on_the_spot() {
+    let (router, config, models) = (fleet(&[KeySource::Local], false), config(false), models());
+    let ask = |new_bytes: usize, text: &str| {
+        let reader = Reader { config: &config, router: &router, models: &models, new_bytes };
+        let body = Bytes::from(says(text).to_string());
+        let prompt = read(at(CHAT), &HeaderMap::new(), body, &reader).unwrap();
+        (prompt.cold, prompt.key.origin)
+    };
+    let text = "what nobody has said before ".repeat(40);
+    assert_eq!(ask(500, &text), (true, Origin::Text));
+    assert_eq!(ask(usize::MAX, &text), (false, Origin::Local));
+    assert_eq!(ask(500, &text), (false, Origin::Local), "now it is known");
 }
