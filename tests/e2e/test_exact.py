@@ -1,10 +1,12 @@
 """What the router predicts of an engine's cache, held against what the engine reports, block by block."""
 
 import random
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -31,6 +33,7 @@ TOOL = {
 }
 EXACT = 0.99
 CUT_S = 5.0
+OPENING = threading.Lock()
 THINK_S = 0.1  # who reads a reply before the next turn lets the event of its last block arrive
 
 
@@ -184,27 +187,26 @@ def converse(client: openai.OpenAI, chance: random.Random, turns: int) -> None:
             messages.append({"role": "tool", "tool_call_id": "call_tide00001", "content": '{"metres": 3.5}'})
         messages.append({"role": "user", "content": " ".join(chance.choices(WORDS, k=chance.randint(10, 90)))})
         streamed = chance.random() < 0.5
-        reply: Any = client.chat.completions.create(
-            model=MODEL,
-            messages=messages,
-            temperature=0,
-            max_tokens=chance.randint(4, 40),
-            stream=streamed,
-            **more,
-        )
-        text = "".join(chunk.choices[0].delta.content or "" for chunk in reply) if streamed else said(reply)
+        # Of two that begin alike at the same moment, the engine may take the later one first.
+        opening = OPENING if turn == 0 else nullcontext()
+        with opening:
+            text = answer(client, messages, chance.randint(4, 40), stream=streamed, **more)
+            think()
         messages.append({"role": "assistant", "content": text or "nothing"})
-        think()
+
+
+def answer(client: openai.OpenAI, messages: list[Any], tokens: int, *, stream: bool, **more: Any) -> str:
+    """The text of a reply; of a streamed one, every chunk has a choice: nobody asked for usage."""
+    reply: Any = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, max_tokens=tokens, stream=stream, **more
+    )
+    parts = (chunk.choices[0].delta.content for chunk in reply) if stream else [reply.choices[0].message.content]
+    return "".join(part or "" for part in parts)
 
 
 def think() -> None:
     replied = time.monotonic()
     until("the reply is read", lambda: time.monotonic() - replied > THINK_S, 1)
-
-
-def said(reply: Any) -> str:
-    text: str | None = reply.choices[0].message.content
-    return text or ""
 
 
 def flush(engine: Engine) -> None:

@@ -54,6 +54,8 @@ pub struct ModelFact {
     pub root: Option<String>,
     /// The base model, if this is an adapter.
     pub parent: Option<String>,
+    /// Most tokens of a prompt and its reply together.
+    pub max_model_len: Option<u32>,
 }
 
 /// How the prompts of one engine become blocks.

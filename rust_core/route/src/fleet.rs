@@ -27,6 +27,8 @@ pub struct Served {
     pub base: Option<String>,
     /// Whether one of its engines takes the ids of a prompt in the place of its text.
     pub takes_ids: bool,
+    /// Most tokens of a prompt and its reply that every one of its engines takes; 0 where one does not say.
+    pub max_model_len: u32,
 }
 
 // === impl Fleet ===
@@ -127,6 +129,9 @@ impl Fleet {
 impl Served {
     fn add(&mut self, engine: &Arc<Engine>, model: &ModelFact) {
         // An engine may list a name twice (an alias that is a LoRA's name too).
+        let len = model.max_model_len.unwrap_or(0);
+        self.max_model_len =
+            if self.engines.is_empty() { len } else { self.max_model_len.min(len) };
         if !self.engines.iter().any(|known| known.id() == engine.id()) {
             self.engines.push(Arc::clone(engine));
         }

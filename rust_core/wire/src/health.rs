@@ -240,6 +240,7 @@ struct ModelCard {
     id: String,
     root: Option<String>,
     parent: Option<String>,
+    max_model_len: Option<u32>,
 }
 
 /// The models in an answer of `/v1/models`; each keeps its own JSON, which clients get as it is.
@@ -255,6 +256,7 @@ fn models(body: &[u8]) -> Result<Vec<ModelFact>, Error> {
                 raw: Box::<str>::from(raw).into_string(),
                 root: card.root,
                 parent: card.parent,
+                max_model_len: card.max_model_len,
             })
         })
         .collect()

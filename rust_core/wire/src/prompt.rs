@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use nebula_route::{Chain, Engine, EngineId, Query, Router};
+use nebula_route::{Chain, Engine, EngineId, Query, Router, Served};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -194,10 +194,12 @@ fn read_json(shape: Shape, body: &Bytes, reader: &Reader<'_>) -> Result<Prompt, 
 
     let served = router.served(&model);
     let keyed = Keyed::of(shape, &fields, json, &model, served.as_deref(), reader)?;
-    let forwards = served.is_some_and(|served| served.takes_ids)
-        && params.is_none()
-        && Details::of(json).can_go_as_ids();
-    let body_with_ids = keyed.ids.filter(|_| forwards).and_then(|ids| {
+    let served = served.filter(|served| served.takes_ids && params.is_none());
+    let forwarded = keyed.ids.filter(|ids| {
+        let room = |served: &Served| Details::of(json).goes_as_ids(ids.len(), served.max_model_len);
+        served.is_some_and(|served| room(&served))
+    });
+    let body_with_ids = forwarded.and_then(|ids| {
         let mut splice = splice.clone();
         with_ids(shape, &fields, &ids, &mut splice)?;
         splice.finish().map(Bytes::from)

@@ -44,6 +44,10 @@ pub struct Details<'a> {
     suffix: Option<&'a RawValue>,
     #[serde(borrow)]
     return_prompt_text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    max_completion_tokens: Option<&'a RawValue>,
 }
 
 /// A request for `/tokenize`.
@@ -70,10 +74,14 @@ impl<'a> Details<'a> {
         !is_plain(self.truncate_prompt_tokens) || !is_plain(self.prompt_embeds)
     }
 
-    /// Whether the reply is the same for the prompt's ids as for its text.
-    pub(super) fn can_go_as_ids(&self) -> bool {
+    /// Whether the reply is the same for the prompt's `ids` as for its text. Where prompt and reply exceed `most` tokens it
+    /// is not: the engine refuses both, in other words.
+    pub(super) fn goes_as_ids(&self, ids: usize, most: u32) -> bool {
         let texts = [self.echo, self.suffix, self.return_prompt_text];
-        !self.is_cut() && texts.into_iter().all(is_plain)
+        let asked = [self.max_tokens, self.max_completion_tokens].into_iter().flatten();
+        let reply = asked.filter_map(|raw| raw.get().parse::<u64>().ok()).max().unwrap_or(1);
+        let fits = (ids as u64).saturating_add(reply) <= most.into();
+        fits && !self.is_cut() && texts.into_iter().all(is_plain)
     }
 
     /// What to ask an engine for the request's tokens; `None` where `/tokenize` does not see the request as its own path

@@ -18,7 +18,8 @@ fn fleet(sources: &[KeySource], ids: bool) -> Router {
         ..EngineSpec::default()
     };
     router.set_engines((0..sources.len()).map(spec).collect()).unwrap();
-    let base = ModelFact { id: "tiny".to_owned(), ..ModelFact::default() };
+    let base =
+        ModelFact { id: "tiny".to_owned(), max_model_len: Some(4_096), ..ModelFact::default() };
     let adapter = ModelFact {
         id: "tale".to_owned(),
         parent: Some("tiny".to_owned()),
@@ -186,6 +187,7 @@ fn ids_go_along_where_the_reply_stays_the_same() {
         serde_json::json!({"echo": true}),
         serde_json::json!({"suffix": "x"}),
         serde_json::json!({"truncate_prompt_tokens": 5}),
+        serde_json::json!({"max_tokens": 4_096}),
     ] {
         assert!(with(COMPLETION, more.clone(), true).is_none(), "{more}");
     }
