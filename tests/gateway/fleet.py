@@ -125,7 +125,7 @@ class Fleet:
         self.close()
         for sim in self.sims:
             told = httpx.get(f"{sim.url}/kv_event_sources", trust_env=False).json().values()
-            self.published += [Published(rank["replay_endpoint"]) for rank in told if rank["publisher"] == "zmq"]
+            self.published += [Published(rank["replay_endpoint"]) for rank in told if rank["replay_endpoint"]]
 
     def close(self) -> None:
         """Reads no more of it."""
