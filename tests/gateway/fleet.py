@@ -34,6 +34,7 @@ def publishes(**events: Any) -> dict[str, Any]:
 class Answer:
     """A reply, and what the gateway had predicted of it."""
 
+    id: str
     engine: str
     rank: int
     prompt: int
@@ -111,7 +112,7 @@ class Fleet:
         async def same() -> bool:
             for rank in self.published:
                 rank.read()
-            told = [rank["events"] for rank in await self.each_rank()]
+            told = [rank["events"] for rank in await self.each_rank() if rank["events"]]
             have = [(events["last_seq"], events["blocks"]) for events in told]
             rest = all(events["connected"] and not events["replaying"] for events in told)
             return rest and have == [
@@ -139,6 +140,7 @@ class Fleet:
         reply = (await self.gateway.http.post(path, json=body, headers=headers)).raise_for_status()
         usage, debug = reply.json()["usage"], reply.headers
         return Answer(
+            id=debug["x-request-id"],
             engine=debug["x-nebula-engine"],
             rank=int(debug["x-nebula-rank"]),
             prompt=usage["prompt_tokens"],
@@ -159,6 +161,18 @@ class Fleet:
         reply = (await self.gateway.http.get("/route/decisions", params=params)).raise_for_status()
         decisions: list[dict[str, Any]] = reply.json()["decisions"]
         return decisions
+
+    async def decision(self, request_id: str) -> dict[str, Any]:
+        """The decision of one request, once that has ended in the gateway too."""
+        found: list[dict[str, Any]] = []
+
+        async def ended() -> bool:
+            found[:] = [decision for decision in await self.decisions() if decision["id"] == request_id]
+            return bool(found)
+
+        await until(f"the decision of {request_id}", ended)
+        [decision] = found
+        return decision
 
 
 @dataclass
@@ -229,7 +243,7 @@ async def opened(
     open_gateway: OpenGateway, *flags: str, count: int = 2, ranks: int = 1, **settings: Any
 ) -> AsyncIterator[Fleet]:
     """A gateway and its engines, once it knows all of them."""
-    source = "engine" if "kv_events_config" in settings else "text"
+    source = settings.pop("source", "engine" if "kv_events_config" in settings else "text")
     with ExitStack() as stack:
         common = {"speed": 0, "data_parallel_size": ranks} | settings
         sims = [simulate(**common | {"seed": common.get("seed", 0) + at}) for at in range(count)]
