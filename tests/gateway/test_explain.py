@@ -73,6 +73,7 @@ async def test_an_explanation_books_nothing_and_leaves_no_trace(open_gateway: Op
         assert await fleet.decisions() == []
         assert await traces(fleet.gateway) == before
         assert await fleet.gateway.metric("nebula_requests_total") is None
+        assert await fleet.gateway.metric("nebula_prompts_total") is None
         for sim in fleet.sims:
             assert await fleet.gateway.metric("nebula_running_requests", engine=sim.url.removeprefix("http://")) == 0
 
