@@ -71,7 +71,8 @@ class Rank(Answer):
     status: str
     chosen: bool = False
     runner_up: bool = False
-    block_tokens: int | None = None
+    block_tokens: float | None = None
+    """A fraction where the blocks are of text."""
     blocks: int | None = None
     overlap: Overlap = Overlap()
     credit: float = 1.0
