@@ -72,6 +72,7 @@ class Rank(Answer):
     chosen: bool = False
     runner_up: bool = False
     block_tokens: float | None = None
+    """A fraction where the blocks are of text."""
     blocks: int | None = None
     overlap: Overlap = Overlap()
     credit: float = 1.0

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -39,7 +39,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def simulate(listen: str = "127.0.0.1:0", model: str = MODEL, **settings: float) -> Sim:
+def simulate(listen: str = "127.0.0.1:0", model: str = MODEL, **settings: Any) -> Sim:
     return Sim(SimSettings.model_validate({"listen": listen, "model": model, **PACE, **settings}).core_json())
 
 

@@ -11,15 +11,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nebula_router.config import MB, EngineSettings
-from nebula_router.core import PATHS, NebulaError
+from nebula_router.core import PATHS, ClientLeft, NebulaError
 from nebula_router.gateway.auth import Keys, from_this_machine, is_sent_on
-from nebula_router.gateway.openai import BodyTooLargeError, read_body
+from nebula_router.gateway.errors import error_body
+from nebula_router.gateway.openai import BodyTooLargeError, read_body, refuse_unread
 from nebula_router.gateway.response import json_response, raw_json_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from nebula_router.config import Settings
     from nebula_router.core import Core
@@ -30,6 +32,15 @@ if TYPE_CHECKING:
 _DECISIONS: Final = 100
 """Decisions that are shown where nobody says how many."""
 _SPEC: Final = ("name", "url", "events", "events_replay", "events_topic")
+
+
+class Unread(Response):
+    """A refusal of a request whose body may still be on its way."""
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and let the rest come."""
+        extra = [pair for pair in self.raw_headers if pair[0] in {b"www-authenticate", b"connection"}]
+        await refuse_unread(receive, send, self.status_code, bytes(self.body), *extra)
 
 
 class Admin:
@@ -62,14 +73,13 @@ class Admin:
         async def guarded(request: Request) -> Response:
             if self._keys:
                 if not self._keys.admit(request.scope["headers"]):
-                    challenge = {"www-authenticate": "Bearer"}
-                    raise HTTPException(401, "the admin token is needed: Authorization: Bearer TOKEN", challenge)
+                    text = "the admin token is needed: Authorization: Bearer TOKEN"
+                    return _unread(401, text, **{"www-authenticate": "Bearer"})
             elif not from_this_machine(request.scope):
-                raise HTTPException(403, "set gateway.admin_token to use the admin endpoints from another machine")
+                return _unread(403, "set gateway.admin_token to use the admin endpoints from another machine")
             elif is_sent_on(request.scope["headers"]):
-                raise HTTPException(
-                    403, "set gateway.admin_token to use the admin endpoints from a web page or through a proxy"
-                )
+                text = "set gateway.admin_token to use the admin endpoints from a web page or through a proxy"
+                return _unread(403, text)
             return await handler(request)
 
         return guarded
@@ -117,7 +127,10 @@ class Admin:
         try:
             body = await read_body(request.scope["headers"], request.receive, self._max_body)
         except BodyTooLargeError:
-            raise HTTPException(413, f"the body is larger than {limit_mb} MB (setting gateway.max_body_mb)") from None
+            text = f"the body is larger than {limit_mb} MB (setting gateway.max_body_mb)"
+            return _unread(413, text, connection="close")
+        except ClientLeft:
+            return Response(status_code=400)
         path = request.query_params.get("path") or _path_of(body)
         if path not in PATHS:
             raise HTTPException(400, f"path: {path!r} reaches no engine; known: {', '.join(PATHS)}")
@@ -143,6 +156,10 @@ class Admin:
         return [
             {name: engine[name] for name in _SPEC} | {"ranks": len(engine["ranks"])} for engine in self._core.engines()
         ]
+
+
+def _unread(status: int, text: str, **headers: str) -> Response:
+    return Unread(error_body(status, text), status, headers)
 
 
 def _path_of(body: bytes) -> str:

@@ -44,7 +44,8 @@ pub struct Config {
     pub tokens: TokensConfig,
     /// Whether engines are asked for the usage of streams whose clients did not ask.
     pub ask_usage: bool,
-    /// How KV events are received; `null` where none are.
+    /// How KV events are received; `null` where none are. To leave it out is a mistake, and not the same.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub events: Option<EventsConfig>,
     /// Decisions kept for people to look at.
     pub decisions_kept: usize,

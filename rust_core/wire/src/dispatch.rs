@@ -80,6 +80,7 @@ async fn answer(
 ) -> Result<(), Error> {
     let debug = request.headers.get(net::DEBUG).is_some_and(|value| value == "1");
     let (request, prompt) = read_prompt(context, request).await?;
+    context.metrics.keyed(prompt.key.origin);
     record.prompt(&prompt, debug);
     let answer = context.cut.run_until_cancelled(first_answer(context, request, &prompt, record));
     let answer = answer.await.unwrap_or_else(|| Err(Error::cut()))?;
@@ -105,7 +106,6 @@ pub(crate) async fn read_prompt(
             Err(why) => prompt.key.why = Some(why),
         }
     }
-    context.metrics.keyed(prompt.key.origin);
     Ok((request, prompt))
 }
 
