@@ -105,16 +105,16 @@ impl Conformance {
             report.tell(&engine.spec().name);
         }
         context.conformance.reports.lock().insert(engine.id(), report);
-        settle(context, engine);
+        settle(context, engine, context.events.block_size(engine));
     }
 }
 
-/// Lets an engine's key follow from what is known of it: where its tokens come from, and the size of its blocks.
-pub(crate) fn settle(context: &Context, engine: &Engine) {
+/// Lets an engine's key follow from what is known of it: where its tokens come from, and the size of its blocks, which its
+/// events have told or not.
+pub(crate) fn settle(context: &Context, engine: &Engine, told: Option<u32>) {
     let Some(report) = context.conformance.report(engine.id()) else {
         return;
     };
-    let told = context.events.block_size(engine);
     let block = told.or_else(|| engine.facts().and_then(|facts| facts.block_size));
     let block = block.unwrap_or(context.router.config().token_block_tokens);
     let key = KeySpec { source: report.source, block };

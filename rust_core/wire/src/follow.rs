@@ -135,13 +135,16 @@ impl Events {
         let now = context.clock.now();
         let stats = self.stats();
         let mut lost_ms = self.lost_ms.lock();
-        lost_ms.retain(|rank, _| stats.iter().any(|stats| stats.rank == *rank));
+        lost_ms.retain(|rank, _| stats.binary_search_by_key(rank, |stats| stats.rank).is_ok());
         for engine in context.router.engines() {
+            let mut block_size = None;
             for (rank_index, rank) in (0..).zip(engine.ranks()) {
                 let Some(belief) = engine.belief(rank_index) else {
                     continue;
                 };
-                let stats = stats.iter().find(|stats| stats.rank == rank);
+                let at = stats.binary_search_by_key(&rank, |stats| stats.rank);
+                let stats = at.ok().map(|at| &stats[at]);
+                block_size = block_size.or(stats.and_then(|stats| stats.block_size));
                 let connected = stats.is_some_and(|stats| stats.connected);
                 if connected || stats.is_none() {
                     lost_ms.remove(&rank);
@@ -155,7 +158,7 @@ impl Events {
                     belief.set_staleness(1.0 - (-lost_for / HALF_WORTH_MS).exp2());
                 }
             }
-            conform::settle(context, &engine);
+            conform::settle(context, &engine, block_size);
         }
     }
 
