@@ -180,6 +180,10 @@ fn refusal(expr: &Expr<'_>, place: Place) -> Option<String> {
         Expr::Filter(filter) if GENERATORS.contains(&filter.name) && place != Place::Read => {
             Some(format!("the filter {} without |list", filter.name))
         }
+        // Python writes a view's own name.
+        Expr::Call(call) if place == Place::Emitted && is_view(&call.expr) => {
+            Some("a dict's view that is made to be text".to_owned())
+        }
         Expr::BinOp(op) if matches!(op.op, BinOpKind::Concat) => {
             let is_container =
                 |side: &Expr<'_>| matches!(side, Expr::List(_) | Expr::Tuple(_) | Expr::Map(_));
@@ -192,6 +196,10 @@ fn refusal(expr: &Expr<'_>, place: Place) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn is_view(method: &Expr<'_>) -> bool {
+    matches!(method, Expr::GetAttr(attribute) if matches!(attribute.name, "items" | "keys" | "values"))
 }
 
 fn place_of(child: Node<'_, '_>, parent: Node<'_, '_>, place: Place) -> Place {

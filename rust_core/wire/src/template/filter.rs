@@ -209,7 +209,7 @@ pub(super) fn is_iterable(value: &Value) -> bool {
 
 pub(super) fn is_callable(value: &Value) -> Result<bool, Error> {
     match value.kind() {
-        ValueKind::Plain => Err(unclear("callable")),
+        ValueKind::Plain | ValueKind::Undefined => Err(unclear("callable")),
         _ => Ok(false),
     }
 }

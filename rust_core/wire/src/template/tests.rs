@@ -49,6 +49,7 @@ fn values_are_written_as_python_writes_them() {
     );
     shows("v ~ ''", r#"{"a": [0.0001, "\n\u00a0\u00e9"]}"#, r"{'a': [0.0001, '\n\xa0é']}");
     shows("'x' ~ v", "1e17", "x1e+17");
+    shows("v", "6.283283208478556e-15", "6.283283208478556e-15");
     shows("v | string | length", "false", "5");
 }
 
@@ -104,6 +105,7 @@ fn the_clock_is_read_where_the_template_asks() {
 fn what_would_differ_without_an_error_is_refused_when_it_is_compiled() {
     for source in [
         "{{ messages.items }}",
+        "{{ messages[0].items() }}",
         "{% set users = messages | selectattr('role') %}",
         "{% if messages | map('upper') %}{% endif %}",
         "{% set x = v | safe %}",
