@@ -174,6 +174,10 @@ class Fleet:
         [decision] = found
         return decision
 
+    async def logged(self, text: str) -> None:
+        """Returns once a line of the log has `text`: lines are written by a thread of their own."""
+        await until(f"the log to say {text!r}", lambda: any(text in line for line in self.gateway.lines()))
+
 
 @dataclass
 class Talk:

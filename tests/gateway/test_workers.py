@@ -74,7 +74,7 @@ async def test_an_engine_that_tokenises_otherwise_than_its_files_say_is_asked(op
             assert not report["takes_ids"]
         answers = await play(fleet, talks(8), 2)
         assert [answer for answer in answers if not answer.exact] == []
-        assert any("tokenises otherwise" in line for line in fleet.gateway.lines())
+        await fleet.logged("tokenises otherwise")
 
 
 async def test_an_engine_that_leaves_takes_its_series_along(open_gateway: OpenGateway) -> None:

@@ -149,10 +149,10 @@ fn request(path: &str, query: &[u8], headers: &Bound<'_, PyAny>, body: &[u8]) ->
     Ok(Request { endpoint, query, headers, body: Bytes::copy_from_slice(body) })
 }
 
-fn json_to_python<'py>(
-    py: Python<'py>,
+fn json_to_python(
+    py: Python<'_>,
     json: Result<String, nebula_wire::Error>,
-) -> PyResult<Bound<'py, PyBytes>> {
+) -> PyResult<Bound<'_, PyBytes>> {
     json.map(|json| PyBytes::new(py, json.as_bytes())).map_err(|error| to_python(py, &error))
 }
 
