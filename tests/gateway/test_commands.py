@@ -78,7 +78,8 @@ async def test_both_show_the_token(open_gateway: OpenGateway) -> None:
 
 
 async def test_top_shows_every_rank_as_it_is(open_gateway: OpenGateway) -> None:
-    async with opened(open_gateway, ranks=2, **publishes()) as fleet:
+    # The command takes its time to start, and the stream that it is to see says nothing meanwhile.
+    async with opened(open_gateway, "--idle-timeout-s", "60", ranks=2, **publishes()) as fleet:
         answers = await play(fleet, talks(8), 3)
         words = ("top", "--once", "--interval", "0.1", "--url", fleet.gateway.url)
         shown = await nebula(*words, "--json")

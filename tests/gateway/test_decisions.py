@@ -105,7 +105,7 @@ async def test_what_failed_and_what_was_tried_again_shows(open_gateway: OpenGate
 
 
 async def test_a_client_that_left_shows(open_gateway: OpenGateway) -> None:
-    async with opened(open_gateway, count=1) as fleet:
+    async with opened(open_gateway, "--idle-timeout-s", "60", count=1) as fleet:
         headers = {"x-sim-fault": "hang_mid_stream", "x-request-id": "left"}
         body = {"model": MODEL, "prompt": "x", "stream": True}
         async with fleet.gateway.http.stream("POST", COMPLETION, json=body, headers=headers) as stream:

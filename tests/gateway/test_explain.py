@@ -83,7 +83,7 @@ async def traces(gateway: Gateway) -> list[float | None]:
 
 
 async def test_load_that_is_there_is_shown(open_gateway: OpenGateway) -> None:
-    async with opened(open_gateway, count=1, **publishes()) as fleet:
+    async with opened(open_gateway, "--idle-timeout-s", "60", count=1, **publishes()) as fleet:
         hangs = {"model": MODEL, "prompt": unheard_of(4 * BLOCK), "stream": True}
         headers = {"x-sim-fault": "hang_mid_stream"}
         async with fleet.gateway.http.stream("POST", "/v1/completions", json=hangs, headers=headers) as stream:
