@@ -68,7 +68,7 @@ def _floor(app: str) -> Callable[[int, Sequence[str]], Command]:
 
 DIRECT = "direct"
 NEBULA = "nebula-kv"
-EXACT = "nebula-kv-exact"
+EXACT = "nebula-exact"
 REFERENCE = "vllm-router-cache_aware"
 """Ratios in the table are to this one."""
 SGLANG = "sglang-router-cache_aware"
