@@ -129,7 +129,10 @@ def test_version(run: Run) -> None:
     ("arguments", "line"),
     [
         (["gatewa"], "nebula: No such command 'gatewa'. Did you mean 'gateway'?"),
-        (["gateway", "--polcy", "kv"], "nebula gateway: No such option: --polcy (Possible options: --policy, --shadow-policy)"),
+        (
+            ["gateway", "--polcy", "kv"],
+            "nebula gateway: No such option: --polcy (Possible options: --policy, --shadow-policy)",
+        ),
         (["gateway", "--grace-s"], "nebula: Option '--grace-s' requires an argument."),
         (["gateway", "--grace-s", "-1"], "nebula: --grace-s: gateway.grace_s = '-1': expected number, 0 to 3600"),
         (["sim", "--speed", "fast"], "nebula: --speed: sim.speed = 'fast': expected number, 0 to 1000000"),
