@@ -205,8 +205,10 @@ class Terminal:
     def __init__(self, url: str) -> None:
         self.seen = b""
         self._own, others = pty.openpty()
+        # What runs in the background may have been told to ignore the signal.
+        default = ["env", "--default-signal=INT"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nebula_router", "top", "--interval", "0.1", "--url", url],
+            [*default, sys.executable, "-m", "nebula_router", "top", "--interval", "0.1", "--url", url],
             stdin=others,
             stdout=others,
             stderr=others,
