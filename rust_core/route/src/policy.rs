@@ -9,8 +9,15 @@ use crate::candidate::Candidate;
 use crate::{Error, pick};
 
 /// The policies' names, the default first.
-pub const POLICIES: [&str; 6] =
-    ["kv", "round_robin", "random", "least_loaded", "power_of_two", "session"];
+pub const POLICIES: [&str; ALL.len()] = {
+    let mut names = [""; ALL.len()];
+    let mut at = 0;
+    while at < ALL.len() {
+        names[at] = ALL[at].name();
+        at += 1;
+    }
+    names
+};
 
 /// How an engine is chosen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,7 +48,7 @@ const ALL: [Policy; 6] = [
 impl Policy {
     /// Its name, as settings write it.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Policy::Kv => "kv",
             Policy::RoundRobin => "round_robin",

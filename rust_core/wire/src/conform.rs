@@ -157,23 +157,18 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
         Err(why) if asked.is_ok() => return none(next, why),
         Err(why) => return none(KeySource::Text, why),
     };
-    if let Err(silence) = asked {
-        // Whoever names the model's files is believed where the engine cannot be asked.
-        let source = if told { KeySource::Local } else { KeySource::Text };
-        return none(source, format!("not compared: {}", silence.why()));
-    }
-    let mut checks = Vec::with_capacity(CANARIES.len());
-    for canary in &CANARIES {
-        let theirs = match tokenize(context, engine, canary.body(&base)).await {
-            Err(Silence::Unreachable(why)) => {
-                return none(next, format!("not compared: {why}"));
-            }
-            theirs => theirs.map_err(Silence::why),
-        };
-        let ours = canary.tokens(&model);
-        let why = compare(&ours, &theirs).err();
-        checks.push(Checked { name: canary.name, ok: why.is_none(), ours: ours.is_ok(), why });
-    }
+    let first = match asked {
+        Ok(ids) => ids,
+        Err(silence) => {
+            // Whoever names the model's files is believed where the engine cannot be asked.
+            let source = if told { KeySource::Local } else { KeySource::Text };
+            return none(source, format!("not compared: {}", silence.why()));
+        }
+    };
+    let checks = match checked(context, engine, &base, &model, first).await {
+        Ok(checks) => checks,
+        Err(why) => return none(next, format!("not compared: {why}")),
+    };
     // What is not tokenised here is asked of the engine, prompt by prompt; only what is and differs is not to be trusted.
     let differs = checks.iter().find(|check| !check.ok && check.ours);
     let why = differs.or_else(|| checks.iter().find(|check| !check.ok)).map(|check| {
@@ -187,6 +182,37 @@ async fn examine(context: &Arc<Context>, engine: &Arc<Engine>, facts: &Facts) ->
         why,
         checks,
     }
+}
+
+/// Every prompt here and there; `first` is what the engine made of the first one.
+///
+/// # Errors
+/// Why the engine does not answer now.
+async fn checked(
+    context: &Context,
+    engine: &Engine,
+    base: &str,
+    model: &Model,
+    first: Vec<u32>,
+) -> Result<Vec<Checked>, String> {
+    let mut first = Some(first);
+    let mut checks = Vec::with_capacity(CANARIES.len());
+    for canary in &CANARIES {
+        let theirs = match first.take() {
+            Some(known) => Ok(known),
+            None => tokenize(context, engine, canary.body(base)).await,
+        };
+        let theirs = match theirs {
+            Err(Silence::Unreachable(why)) => {
+                return Err(why);
+            }
+            theirs => theirs.map_err(Silence::why),
+        };
+        let ours = canary.tokens(model);
+        let why = compare(&ours, &theirs).err();
+        checks.push(Checked { name: canary.name, ok: why.is_none(), ours: ours.is_ok(), why });
+    }
+    Ok(checks)
 }
 
 /// The folder of the model that an engine serves: as the settings say, or as it says itself.

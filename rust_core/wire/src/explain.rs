@@ -44,7 +44,7 @@ async fn explained(context: &Arc<Context>, request: Request) -> Result<String, E
     let (_, prompt) = read_prompt(context, request).await?;
     let decision = context.router.explain(&prompt.query(rank, &[]), context.clock.now())?;
     let source = prompt.key.origin;
-    let kind = if source == Origin::Text { "text" } else { "tokens" };
+    let kind = source.kind();
     let exact = prompt.key.chain().is_exact();
     let key = Key { kind, source, why: prompt.key.why, exact };
     as_json(&Explained { key, text_chars, decision })

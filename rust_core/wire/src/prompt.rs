@@ -29,6 +29,7 @@ mod text;
 pub use details::{Ask, Details};
 pub use key::{Key, Origin};
 
+use details::Text;
 use keyed::Keyed;
 use splice::Splice;
 
@@ -193,10 +194,11 @@ fn read_json(shape: Shape, body: &Bytes, reader: &Reader<'_>) -> Result<Prompt, 
         && ask(&mut splice, &fields.wishes());
 
     let served = router.served(&model);
-    let keyed = Keyed::of(shape, &fields, json, &model, served.as_deref(), reader)?;
+    let text = Text::new(json);
+    let keyed = Keyed::of(shape, &fields, &text, &model, served.as_deref(), reader)?;
     let served = served.filter(|served| served.takes_ids && params.is_none());
     let forwarded = keyed.ids.filter(|ids| {
-        let room = |served: &Served| Details::of(json).goes_as_ids(ids.len(), served.max_model_len);
+        let room = |served: &Served| text.details().goes_as_ids(ids.len(), served.max_model_len);
         served.is_some_and(|served| room(&served))
     });
     let body_with_ids = forwarded.and_then(|ids| {

@@ -100,9 +100,9 @@ impl Record {
         self.debug
     }
 
-    /// Where the prompt's tokens came from, for people.
-    pub(crate) fn origin(&self) -> String {
-        self.origin.as_str().to_owned()
+    /// Where the prompt's tokens came from.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
     }
 
     pub(crate) fn prompt(&mut self, prompt: &Prompt, debug: bool) {
@@ -226,7 +226,7 @@ impl Record {
             engine: routed.engine.spec().name.clone(),
             rank: routed.rank,
             policy: self.context.router.policy().name(),
-            key: if self.origin == Origin::Text { "text" } else { "tokens" },
+            key: self.origin.kind(),
             source: self.origin,
             exact: routed.predicted.exact,
             prompt_tokens: self.prompt_tokens,

@@ -53,9 +53,7 @@ pub(super) async fn relay(
                 }
             }
             Ok(Ok(None)) => {
-                if let Some(held) =
-                    strip.as_mut().map(Strip::finish).filter(|held| !held.is_empty())
-                {
+                if let Some(held) = held(&mut strip) {
                     sender.chunk(held).await;
                 }
                 return Ok(());
@@ -74,7 +72,7 @@ pub(super) async fn relay(
         }
     };
     if events {
-        if let Some(held) = strip.as_mut().map(Strip::finish).filter(|held| !held.is_empty()) {
+        if let Some(held) = held(&mut strip) {
             whole_event = held.ends_with(b"\n\n");
             sender.chunk(held).await;
         }
@@ -94,6 +92,11 @@ fn stripped(strip: &mut Option<Strip>, chunk: Bytes, record: &mut Record) -> Byt
     }
 }
 
+/// What is left to send when the engine sends no more.
+fn held(strip: &mut Option<Strip>) -> Option<Bytes> {
+    strip.as_mut().map(Strip::finish).filter(|held| !held.is_empty())
+}
+
 fn client_headers(answer: &mut Answer, record: &Record) -> HeaderMap {
     let mut headers = std::mem::take(&mut answer.headers);
     net::to_client(&mut headers);
@@ -108,7 +111,7 @@ fn client_headers(answer: &mut Answer, record: &Record) -> HeaderMap {
         let pairs = [
             ("x-nebula-overlap-tokens", answer.choice.overlap_tokens().to_string()),
             ("x-nebula-prompt-tokens", answer.choice.prompt_tokens.to_string()),
-            ("x-nebula-key", record.origin()),
+            ("x-nebula-key", record.origin().as_str().to_owned()),
             ("x-nebula-rank", answer.choice.rank_index.to_string()),
             ("x-nebula-cost", format!("{:.1}", terms.total)),
             (

@@ -1,5 +1,7 @@
 //! The fields of a chat or completion that matter where its tokens do, read only then.
 
+use std::cell::OnceCell;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -50,6 +52,12 @@ pub struct Details<'a> {
     max_completion_tokens: Option<&'a RawValue>,
 }
 
+/// A body as text, and its details once they are asked for: most requests are sent on without.
+pub(crate) struct Text<'a> {
+    pub(crate) json: &'a str,
+    details: OnceCell<Details<'a>>,
+}
+
 /// A request for `/tokenize`.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -61,14 +69,22 @@ pub struct Ask {
     pub hash: u128,
 }
 
-// === impl Details ===
+// === impl Text ===
 
-impl<'a> Details<'a> {
-    /// The details of a body that is valid JSON; of any other, none.
-    pub(crate) fn of(json: &'a str) -> Details<'a> {
-        serde_json::from_str(json).unwrap_or_default()
+impl<'a> Text<'a> {
+    pub(crate) fn new(json: &'a str) -> Text<'a> {
+        Text { json, details: OnceCell::new() }
     }
 
+    /// The details of a body that is valid JSON; of any other, none.
+    pub(crate) fn details(&self) -> &Details<'a> {
+        self.details.get_or_init(|| serde_json::from_str(self.json).unwrap_or_default())
+    }
+}
+
+// === impl Details ===
+
+impl Details<'_> {
     /// Whether the engine does something to the prompt's tokens that is not known here.
     pub(crate) fn is_cut(&self) -> bool {
         !is_plain(self.truncate_prompt_tokens) || !is_plain(self.prompt_embeds)

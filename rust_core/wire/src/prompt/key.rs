@@ -63,6 +63,12 @@ impl Origin {
             Origin::Text => "text",
         }
     }
+
+    /// What the blocks are cut from.
+    #[must_use]
+    pub fn kind(self) -> &'static str {
+        if self == Origin::Text { "text" } else { "tokens" }
+    }
 }
 
 // === impl Key ===

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use nebula_route::{KeySource, KeySpec, Served};
 
-use super::details::{Ask, Details};
+use super::details::{Ask, Text};
 use super::key::{Cutter, Key, Origin, Own};
 use super::source::{Source, source};
 use super::{Fields, Reader, estimate_tokens, string};
@@ -29,7 +29,7 @@ impl Keyed {
     pub(super) fn of(
         shape: Shape,
         fields: &Fields<'_>,
-        json: &str,
+        text: &Text<'_>,
         model: &str,
         served: Option<&Served>,
         reader: &Reader<'_>,
@@ -44,8 +44,8 @@ impl Keyed {
             is_adapter: base.is_some(),
             salt: fields.cache_salt.and_then(string).map(Cow::into_owned),
         };
-        let Some(given) = source(shape, fields, json.len())? else {
-            return Ok(Keyed::alone(Key::empty(estimate_tokens(json.len(), config))));
+        let Some(given) = source(shape, fields, text.json.len())? else {
+            return Ok(Keyed::alone(Key::empty(estimate_tokens(text.json.len(), config))));
         };
         let cutter = Cutter { config, own: &own };
         if given.is_tokens() {
@@ -54,7 +54,7 @@ impl Keyed {
         }
         let has = |source| keys.iter().any(|key| key.source == source);
         let local = has(KeySource::Local)
-            .then(|| local_tokens(shape, &given, json, base.unwrap_or(model), reader));
+            .then(|| local_tokens(shape, &given, text, base.unwrap_or(model), reader));
         let tokens = local.as_ref().and_then(|local| local.as_ref().ok());
         let mut key = Key::of(keys, Origin::Text, own.clone(), |key| match tokens {
             Some(tokens) if key.source == KeySource::Local => {
@@ -64,7 +64,7 @@ impl Keyed {
         });
         let single = !matches!(given, Source::Batch(..));
         let asks = single && (has(KeySource::Engine) || local.as_ref().is_some_and(Result::is_err));
-        let ask = if asks { Details::of(json).ask(shape, model) } else { None };
+        let ask = if asks { text.details().ask(shape, model) } else { None };
         if tokens.is_some() {
             key.origin = Origin::Local;
         }
@@ -88,7 +88,7 @@ impl Keyed {
 fn local_tokens(
     shape: Shape,
     given: &Source,
-    json: &str,
+    body: &Text<'_>,
     base: &str,
     reader: &Reader<'_>,
 ) -> Result<Tokens, Untold> {
@@ -96,10 +96,10 @@ fn local_tokens(
     let model =
         reader.models.find(base).ok_or_else(|| never("the model's files are not loaded"))?;
     match shape {
-        Shape::Chat => model.chat(json, reader.new_bytes),
+        Shape::Chat => model.chat(body.json, reader.new_bytes),
         Shape::Completion => {
             let text = std::str::from_utf8(given.text()).map_err(|_| never("it is not UTF-8"))?;
-            let ids = model.completion(text, &Details::of(json), reader.new_bytes)?;
+            let ids = model.completion(text, body.details(), reader.new_bytes)?;
             Ok(Tokens { ids, rest: None })
         }
         _ => Err(never("only chats and completions are tokenised")),

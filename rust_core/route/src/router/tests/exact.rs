@@ -3,6 +3,18 @@
 use super::*;
 use crate::engine::{Intake, KeySource, KeySpec};
 
+/// Two ready engines under a policy whose shadow is `kv`.
+fn shadowed(policy: &str) -> Router {
+    let shadowed = Config { shadow_policy: Some("kv".to_owned()), ..config(policy) };
+    let router = Router::new(shadowed, 1).unwrap();
+    router.set_engines(vec![spec("e0"), spec("e1")]).unwrap();
+    for engine in router.engines() {
+        router.probe(&engine, Probe::Healthy, 0);
+        router.learn(&engine, facts(&["m"]));
+    }
+    router
+}
+
 #[test]
 fn an_engine_that_cuts_prompts_otherwise_is_asked_with_its_own_blocks() {
     let router = router("kv", 2);
@@ -46,13 +58,7 @@ fn an_explanation_says_what_the_next_request_gets_and_books_nothing() {
 
 #[test]
 fn a_shadow_is_asked_and_not_followed() {
-    let shadowed = Config { shadow_policy: Some("kv".to_owned()), ..config("round_robin") };
-    let router = Router::new(shadowed, 1).unwrap();
-    router.set_engines(vec![spec("e0"), spec("e1")]).unwrap();
-    for engine in router.engines() {
-        router.probe(&engine, Probe::Healthy, 0);
-        router.learn(&engine, facts(&["m"]));
-    }
+    let router = shadowed("round_robin");
     let prompt = chain(&"x".repeat(4_000));
     let (first, second) =
         (router.route(&query(&prompt), 0).unwrap(), router.route(&query(&prompt), 0).unwrap());
@@ -99,13 +105,7 @@ fn where_events_come_in_a_route_counts_until_they_have() {
 
 #[test]
 fn least_loaded_is_not_led_by_its_shadow() {
-    let shadowed = Config { shadow_policy: Some("kv".to_owned()), ..config("least_loaded") };
-    let router = Router::new(shadowed, 1).unwrap();
-    router.set_engines(vec![spec("e0"), spec("e1")]).unwrap();
-    for engine in router.engines() {
-        router.probe(&engine, Probe::Healthy, 0);
-        router.learn(&engine, facts(&["m"]));
-    }
+    let router = shadowed("least_loaded");
     let prompt = chain(&"x".repeat(4_000));
     let first = router.route(&query(&prompt), 0).unwrap();
     let second = router.route(&query(&prompt), 0).unwrap();
