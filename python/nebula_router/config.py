@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
+from nebula_router.fleet.settings import NodeSettings, RouterSettings, SchedulerSettings, StoreSettings
 from nebula_router.kinds import (
     Address,
     Flag,
@@ -75,6 +76,9 @@ class GatewaySettings(Group):
         BeforeValidator(items),
         Flag("--engine"),
     ] = Field((), description="Engines at start. In TOML, one [[engine]] table each, with url, name and ranks.")
+    routers: Annotated[
+        tuple[Annotated[str, AfterValidator(engine_url)], ...], NoDecode, BeforeValidator(items), Flag("--router")
+    ] = Field((), description="Routers (`nebula router`) to send requests to; without one the gateway routes itself.")
     model_aliases: Annotated[dict[str, str], NoDecode, BeforeValidator(pairs), Flag("--model-alias")] = Field(
         {}, description="Names that clients may use for a model, as alias=model."
     )
@@ -350,6 +354,10 @@ class Settings(Group):
     tokens: TokensSettings = TokensSettings()
     events: EventsSettings = EventsSettings()
     sim: SimSettings = SimSettings()
+    store: StoreSettings = StoreSettings()
+    router: RouterSettings = RouterSettings()
+    node: NodeSettings = NodeSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
 
     def core_json(self) -> bytes:
         """The document that the core reads: `route`, `wire`, `engines`; every field present, in ms and bytes."""

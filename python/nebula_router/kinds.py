@@ -124,5 +124,19 @@ def pairs(value: object) -> object:
     return {key.strip(): target.strip() for key, _, target in split}
 
 
+def store_url(url: str) -> str:
+    """The URL of an etcd as scheme://host:port; a port that is not named is 2379.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        base = engine_url(url if "://" in url else f"http://{url}")
+    except ValueError:
+        raise ValueError("expected http://host:port, for example http://127.0.0.1:2379") from None
+    return base if urlsplit(base).port else f"{base}:2379"
+
+
 Address = Annotated[str, AfterValidator(checked_address)]
+StoreUrl = Annotated[str, AfterValidator(store_url)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
