@@ -66,6 +66,7 @@ fn decisions(criterion: &mut Criterion) {
                     other_chains: &[],
                     session: None,
                     rank: None,
+                    engine: None,
                     excluded: &[],
                 };
                 black_box(router.route(&query, turn as u64).expect("every engine is ready"))

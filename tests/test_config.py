@@ -312,7 +312,6 @@ def test_the_core_gets_every_field_in_its_units() -> None:
             "ca_file": None,
             "max_inflight": 8192,
             "trust_kv_transfer_params": False,
-            "model_aliases": {},
             "log_requests": True,
             "log_prompt_hashes": False,
             "decisions_kept": 1000,
@@ -327,16 +326,19 @@ def test_the_core_gets_every_field_in_its_units() -> None:
             "events": EVENTS,
             "seed": 3,
         },
-        "engines": [
-            {
-                "url": "http://a:1",
-                "name": "a:1",
-                "ranks": 1,
-                "events": "auto",
-                "events_replay": None,
-                "events_topic": "",
-            }
-        ],
+        "fleet": {
+            "engines": [
+                {
+                    "url": "http://a:1",
+                    "name": "a:1",
+                    "ranks": 1,
+                    "events": "auto",
+                    "events_replay": None,
+                    "events_topic": "",
+                }
+            ],
+            "aliases": {},
+        },
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import nebula_router
 from nebula_router import _core  # noqa: TID251 - this test is about the binary itself
-from nebula_router.config import Settings
+from nebula_router.config import EngineSettings, Settings
 from nebula_router.core import PATHS, POLICIES, Core, NebulaError, Sim
 from nebula_router.gateway.app import GatewayApp
 
@@ -240,17 +240,21 @@ def test_a_header_that_is_none_is_refused_by_name() -> None:
     asyncio.run(ask())
 
 
-BAD_FLEETS = {"two of one name": {}, "no rank": {"ranks": 0}, "no URL": {"url": "h:1"}}
+BAD_FLEETS = {
+    "two of one name": ({}, "occurs twice"),
+    "no rank": ({"ranks": 0}, "rank"),
+    "no URL": ({"url": "h:1"}, "http://host:8000"),
+}
 
 
-@pytest.mark.parametrize("change", BAD_FLEETS.values(), ids=BAD_FLEETS)
-def test_a_fleet_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
-    spec = {"name": "a", "url": "http://127.0.0.1:1", "ranks": 1}
+@pytest.mark.parametrize(("change", "why"), BAD_FLEETS.values(), ids=BAD_FLEETS)
+def test_a_fleet_that_cannot_be_is_refused(change: dict[str, Any], why: str) -> None:
+    spec = EngineSettings(url="http://127.0.0.1:1", name="a").model_dump()
 
     async def ask() -> None:
         core = Core(settings("http://127.0.0.1:1").core_json())
         try:
-            with pytest.raises(ValueError, match="a"):
+            with pytest.raises(ValueError, match=why):
                 core.set_engines([spec, {**spec, **change}] if not change else [{**spec, **change}])
             assert [engine["name"] for engine in core.engines()] == ["127.0.0.1:1"]
         finally:

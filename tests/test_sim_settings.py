@@ -32,6 +32,7 @@ def test_the_simulator_gets_every_field() -> None:
     assert document == {
         "listen": "127.0.0.1:8000",
         "model": "tiny",
+        "served_model_names": [],
         "name": "sim",
         "request_us": 0.0,
         "speed": 1.0,

@@ -34,7 +34,7 @@ from nebula_router.presets import PRESETS, Name, Timing
 MB: Final = 1024 * 1024
 # What the core's simulator takes as it is.
 _FACE: Final = {
-    *("listen", "model", "name", "request_us", "speed", "seed"),
+    *("listen", "model", "served_model_names", "name", "request_us", "speed", "seed"),
     *("data_parallel_size", "max_num_queued_reqs", "max_num_queued_tokens", "faults"),
 }
 
@@ -262,6 +262,9 @@ class SimSettings(Group):
 
     listen: Address = Field("127.0.0.1:8000", description="Address to serve on; port 0 takes a free one.")
     model: str = Field("tiny", min_length=1, description="Model that it claims to serve.")
+    served_model_names: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(items), Flag("--served-model-name")
+    ] = Field((), description="Names by which it serves the model; without one, the model's own.")
     name: str = Field(
         "sim", min_length=1, max_length=128, pattern=r"^[!-~]+$", description="Name in its header `x-sim-engine`."
     )
@@ -360,9 +363,9 @@ class Settings(Group):
     scheduler: SchedulerSettings = SchedulerSettings()
 
     def core_json(self) -> bytes:
-        """The document that the core reads: `route`, `wire`, `engines`; every field present, in ms and bytes."""
+        """The document that the core reads: `route`, `wire`, `fleet`; every field present, in ms and bytes."""
         shared = {
-            *("max_inflight", "trust_kv_transfer_params", "model_aliases"),
+            *("max_inflight", "trust_kv_transfer_params"),
             *("log_requests", "log_prompt_hashes", "decisions_kept"),
         }
         seed = secrets.randbits(64) if self.route.seed is None else self.route.seed
@@ -372,7 +375,10 @@ class Settings(Group):
                 "route": _core_units(self.route.model_dump(exclude={"seed"})),
                 "wire": _core_units(wire)
                 | {"seed": seed, "tokens": _core_units(self.tokens.model_dump()), "events": self.events.document()},
-                "engines": [engine.model_dump() for engine in self.gateway.engines],
+                "fleet": {
+                    "engines": [engine.model_dump() for engine in self.gateway.engines],
+                    "aliases": self.gateway.model_aliases,
+                },
             }
         ).encode()
 

@@ -11,7 +11,7 @@ from nebula_router import _core
 from nebula_router._core import NebulaError, chain_from_text, chain_from_tokens, content_format, render_chat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
 __all__ = [
@@ -82,14 +82,21 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._core.wakeup_fd(), self._wake)
 
-    def dispatch(self, path: str, query: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Reply:
-        """Send a request on its way; the reply tells how it went.
+    def dispatch(
+        self,
+        path: str,
+        query: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        engine: str | None = None,
+    ) -> Reply:
+        """Send a request on its way, with `engine` to the one of that name alone; the reply tells how it went.
 
         Raises:
             ValueError: a header that is none, or a path that reaches no engine.
 
         """
-        return Reply(self, self._core.dispatch(path, query, headers, body))
+        return Reply(self, self._core.dispatch(path, query, headers, body, engine))
 
     def explain(self, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Reply:
         """Say what would be chosen for a request; the reply is JSON with every term. Nothing is sent or booked.
@@ -113,14 +120,14 @@ class Core:
         engines: list[dict[str, Any]] = orjson.loads(self._core.engines())
         return engines
 
-    def set_engines(self, specs: list[dict[str, Any]]) -> None:
-        """Replace the fleet; engines that stay keep their state.
+    def set_engines(self, specs: Sequence[Mapping[str, Any]], aliases: Mapping[str, str] | None = None) -> None:
+        """Replace the fleet, and the names that clients may use for models; engines that stay keep their state.
 
         Raises:
-            ValueError: two engines of one name, or a URL that is none.
+            ValueError: two engines of one name, or a URL that is none. Then all stays as it is.
 
         """
-        self._core.set_engines(orjson.dumps(specs))
+        self._core.set_fleet(orjson.dumps({"engines": specs, "aliases": aliases or {}}))
 
     def drain_engine(self, name: str, *, on: bool) -> None:
         """Give the engine no new requests, or give it some again.

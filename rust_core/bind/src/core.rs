@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use nebula_route::{EngineSpec, Router};
+use nebula_route::Router;
 use nebula_wire::endpoint::{ENDPOINTS, Endpoint};
-use nebula_wire::{Request, Wire};
+use nebula_wire::{FleetSpec, Request, Wire};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
@@ -32,18 +32,19 @@ pub(crate) struct Core {
 struct Document {
     route: nebula_route::Config,
     wire: nebula_wire::Config,
-    engines: Vec<EngineSpec>,
+    fleet: FleetSpec,
 }
 
 #[pymethods]
 impl Core {
     #[new]
     fn new(py: Python<'_>, settings: &[u8]) -> PyResult<Core> {
-        let Document { route, wire, engines } = serde_json::from_slice(settings)
+        let Document { route, wire, fleet } = serde_json::from_slice(settings)
             .map_err(|cause| invalid(format!("settings for the core: {cause}")))?;
         let router = Router::new(route, wire.seed).map_err(|error| route_to_python(py, error))?;
-        router.set_engines(engines).map_err(|error| route_to_python(py, error))?;
-        let wire = Wire::start(wire, Arc::new(router)).map_err(|error| to_python(py, &error))?;
+        router.set_engines(fleet.engines).map_err(|error| route_to_python(py, error))?;
+        let wire = Wire::start(wire, Arc::new(router), fleet.aliases)
+            .map_err(|error| to_python(py, &error))?;
         Ok(Core { wire, bridge: Arc::new(Bridge::new()?), next_id: AtomicU64::new(0) })
     }
 
@@ -52,15 +53,17 @@ impl Core {
         self.bridge.fd()
     }
 
-    /// Sends a request on its way.
+    /// Sends a request on its way, with `engine` to that one alone.
+    #[pyo3(signature = (path, query, headers, body, engine = None))]
     fn dispatch(
         &self,
         path: &str,
         query: &[u8],
         headers: &Bound<'_, PyAny>,
         body: &[u8],
+        engine: Option<String>,
     ) -> PyResult<Exchange> {
-        let request = request(path, query, headers, body)?;
+        let request = Request { engine, ..request(path, query, headers, body)? };
         Ok(self.exchange(self.wire.dispatch(request)))
     }
 
@@ -74,11 +77,11 @@ impl Core {
         PyList::new(py, self.bridge.take())
     }
 
-    /// The fleet from now on, as JSON: a list of engine specs.
-    fn set_engines(&self, py: Python<'_>, engines: &[u8]) -> PyResult<()> {
-        let engines: Vec<EngineSpec> = serde_json::from_slice(engines)
-            .map_err(|cause| invalid(format!("engines: {cause}")))?;
-        self.wire.set_engines(engines).map_err(|error| route_to_python(py, error))
+    /// The fleet from now on, as JSON: `engines` and `aliases`.
+    fn set_fleet(&self, py: Python<'_>, fleet: &[u8]) -> PyResult<()> {
+        let fleet: FleetSpec =
+            serde_json::from_slice(fleet).map_err(|cause| invalid(format!("fleet: {cause}")))?;
+        self.wire.set_fleet(fleet).map_err(|error| route_to_python(py, error))
     }
 
     /// Whether the engine `name` gets new requests.
@@ -146,7 +149,7 @@ fn request(path: &str, query: &[u8], headers: &Bound<'_, PyAny>, body: &[u8]) ->
         .ok_or_else(|| PyValueError::new_err(format!("{path} does not reach an engine")))?;
     let query = String::from_utf8_lossy(query).into_owned();
     let headers = headers_from_python(headers)?;
-    Ok(Request { endpoint, query, headers, body: Bytes::copy_from_slice(body) })
+    Ok(Request { endpoint, engine: None, query, headers, body: Bytes::copy_from_slice(body) })
 }
 
 fn json_to_python(

@@ -22,6 +22,8 @@ pub struct Query<'a> {
     pub session: Option<&'a str>,
     /// The data-parallel rank that the client asks for.
     pub rank: Option<u32>,
+    /// The one engine that may be chosen, by name.
+    pub engine: Option<&'a str>,
     /// Engines that were tried already.
     pub excluded: &'a [EngineId],
 }
@@ -76,7 +78,10 @@ pub(crate) fn candidates<'f>(
     if let Some(rank) = query.rank.filter(|_| !engines.iter().any(has_rank)) {
         return Err(Error::UnknownRank { model: query.model.to_owned(), rank });
     }
-    let open = |engine: &&Arc<Engine>| !query.excluded.contains(&engine.id()) && has_rank(engine);
+    let meant = |engine: &Engine| query.engine.is_none_or(|name| engine.spec().name == name);
+    let open = |engine: &&Arc<Engine>| {
+        !query.excluded.contains(&engine.id()) && meant(engine) && has_rank(engine)
+    };
     let best = engines.iter().filter(open).map(|engine| engine.standing(now)).min();
     let best = best.filter(|best| *best != Standing::Closed);
     let best = best.ok_or_else(|| none_can(fleet, query.model))?;

@@ -13,6 +13,8 @@ pub struct SimConfig {
     pub listen: String,
     /// The one model that the engine serves.
     pub model: String,
+    /// The names that it serves it by; none for the model's own.
+    pub served_model_names: Vec<String>,
     /// Name of the engine, sent as the reply header `x-sim-engine`.
     pub name: String,
     /// What it computes with.
@@ -158,6 +160,7 @@ impl SimConfig {
     #[must_use]
     pub fn plain(listen: &str, model: &str, engine: EngineConfig) -> SimConfig {
         SimConfig {
+            served_model_names: Vec::new(),
             listen: listen.to_owned(),
             model: model.to_owned(),
             name: "sim".to_owned(),

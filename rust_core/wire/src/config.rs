@@ -38,8 +38,6 @@ pub struct Config {
     pub max_inflight: u32,
     /// Whether a client's own `kv_transfer_params` reach the engine.
     pub trust_kv_transfer_params: bool,
-    /// Model names that clients may use, and what they stand for.
-    pub model_aliases: HashMap<String, String>,
     /// How prompts become tokens.
     pub tokens: TokensConfig,
     /// Whether engines are asked for the usage of streams whose clients did not ask.

@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::endpoint::{Endpoint, Shape};
 use crate::error::{Error, Retry};
 use crate::net;
-use crate::prompt::{self, Prompt, Reader};
+use crate::prompt::{self, Prompt, Reader, Wish};
 use crate::record::Record;
 use crate::reply::Sender;
 use crate::tasks::off_thread;
@@ -42,6 +42,8 @@ const WHOLE_REPLY: u64 = 1024 * 1024;
 pub struct Request {
     /// Where to send it.
     pub endpoint: Endpoint,
+    /// The one engine that may have it, by name; none leaves the choice to the router.
+    pub engine: Option<String>,
     /// The query behind the path, without `?`; may be empty.
     pub query: String,
     /// All headers of the client.
@@ -125,8 +127,10 @@ fn read(
     body: Bytes,
     new_bytes: usize,
 ) -> Result<Prompt, Error> {
+    let aliases = context.aliases();
     let reader = Reader {
         config: &context.config,
+        aliases: &aliases,
         router: &context.router,
         models: &context.models,
         new_bytes,
@@ -142,7 +146,8 @@ async fn first_answer(
     record: &mut Record,
 ) -> Result<Answer, Error> {
     let deadline = Instant::now() + context.config.first_byte_timeout();
-    let rank = wanted_rank(&request.headers)?;
+    let pinned = request.engine.clone();
+    let wish = Wish { rank: wanted_rank(&request.headers)?, engine: pinned.as_deref() };
     let says_when_prefilled = prompt.streamed || !request.endpoint.shape.generates();
     let prefill_tokens_per_second =
         (!says_when_prefilled).then_some(context.config.prefill_tokens_per_second);
@@ -150,7 +155,7 @@ async fn first_answer(
     let mut tried: Vec<EngineId> = Vec::new();
     let mut last = None;
     loop {
-        let query = prompt.query(rank, &tried);
+        let query = prompt.query(wish, &tried);
         let choice = match context.router.route(&query, context.clock.now()) {
             Ok(choice) => choice,
             // What the engines before said is closer to the truth than that there is none left.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::dispatch::{Request, read_prompt, wanted_rank};
 use crate::error::Error;
-use crate::prompt::Origin;
+use crate::prompt::{Origin, Wish};
 use crate::reply::{Head, Sender};
 
 #[derive(Serialize)]
@@ -42,7 +42,9 @@ async fn explained(context: &Arc<Context>, request: Request) -> Result<String, E
     let text_chars = request.body.len();
     let rank = wanted_rank(&request.headers)?;
     let (_, prompt) = read_prompt(context, request).await?;
-    let decision = context.router.explain(&prompt.query(rank, &[]), context.clock.now())?;
+    let decision = context
+        .router
+        .explain(&prompt.query(Wish { rank, engine: None }, &[]), context.clock.now())?;
     let source = prompt.key.origin;
     let kind = source.kind();
     let exact = prompt.key.chain().is_exact();

@@ -57,7 +57,8 @@ mod wire;
 mod workers;
 
 pub use config::Config;
+pub use context::Aliases;
 pub use dispatch::Request;
 pub use error::{Error, Kind, Retry, Side};
 pub use reply::{Exchange, Head, Part};
-pub use wire::Wire;
+pub use wire::{FleetSpec, Wire};

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::config::Config;
+use crate::context::Aliases;
 use crate::endpoint::{Endpoint, Shape};
 use crate::error::Error;
 use crate::models::Models;
@@ -59,6 +60,8 @@ pub struct Prompt {
 /// What every request is read with.
 pub(crate) struct Reader<'a> {
     pub(crate) config: &'a Config,
+    /// Names that clients may use for a model, and what they stand for.
+    pub(crate) aliases: &'a Aliases,
     pub(crate) router: &'a Router,
     pub(crate) models: &'a Models,
     /// Most bytes of text that may be tokenised on the spot.
@@ -125,22 +128,32 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Where a request may go, by what came with it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish<'a> {
+    /// The data-parallel rank.
+    pub rank: Option<u32>,
+    /// The one engine, by name.
+    pub engine: Option<&'a str>,
+}
+
 impl Prompt {
     /// The blocks as an engine cuts them.
     #[must_use]
     pub fn chain_for(&self, engine: &Engine) -> &Chain {
-        self.query(None, &[]).chain_for(engine)
+        self.query(Wish::default(), &[]).chain_for(engine)
     }
 
     /// What the router is asked with.
     #[must_use]
-    pub fn query<'a>(&'a self, rank: Option<u32>, excluded: &'a [EngineId]) -> Query<'a> {
+    pub fn query<'a>(&'a self, wish: Wish<'a>, excluded: &'a [EngineId]) -> Query<'a> {
         Query {
             model: &self.model,
             chain: self.key.chain(),
             other_chains: self.key.other_chains(),
             session: self.session.as_deref(),
-            rank,
+            rank: wish.rank,
+            engine: wish.engine,
             excluded,
         }
     }
@@ -163,7 +176,7 @@ pub(crate) fn read(
     reader: &Reader<'_>,
 ) -> Result<Prompt, Error> {
     let mut prompt = match endpoint.shape {
-        Shape::Form => form::read(headers, body, reader.config, reader.router)?,
+        Shape::Form => form::read(headers, body, reader)?,
         shape => read_json(shape, &body, reader)?,
     };
     if let Some(session) = headers.get(net::SESSION_ID).and_then(|value| value.to_str().ok()) {
@@ -177,7 +190,7 @@ fn read_json(shape: Shape, body: &Bytes, reader: &Reader<'_>) -> Result<Prompt, 
     let json = as_json(body)?;
     let fields = parse(json)?;
     let named = fields.model.map(model_name).transpose()?.unwrap_or_default();
-    let alias = config.model_aliases.get(named.as_ref());
+    let alias = reader.aliases.get(named.as_ref());
     let model = match alias {
         Some(model) => Cow::Borrowed(model.as_str()),
         None if named.is_empty() => Cow::Owned(only_model(router)?),

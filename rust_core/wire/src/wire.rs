@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nebula_route::{EngineSpec, Error as RouteError, Router};
+use parking_lot::RwLock;
+use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::Checks;
 use crate::config::Config;
 use crate::conform::Conformance;
-use crate::context::Context;
+use crate::context::{Aliases, Context};
 use crate::decisions::Decisions;
 use crate::dispatch::{Request, exchange};
 use crate::error::Error;
@@ -30,6 +32,16 @@ use crate::workers::workers;
 /// How often routes that outlived their time leave the index, and events are reviewed.
 const KEEP_HOUSE: Duration = Duration::from_secs(1);
 
+/// Who there is, and by which names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FleetSpec {
+    /// All engines.
+    pub engines: Vec<EngineSpec>,
+    /// Names that clients may use for a model, and what they stand for.
+    pub aliases: Aliases,
+}
+
 /// Requests to engines and back, on a thread of its own.
 pub struct Wire {
     context: Arc<Context>,
@@ -42,7 +54,7 @@ impl Wire {
     ///
     /// # Errors
     /// The thread or the TLS settings cannot be made; the message names the setting.
-    pub fn start(config: Config, router: Arc<Router>) -> Result<Wire, Error> {
+    pub fn start(config: Config, router: Arc<Router>, aliases: Aliases) -> Result<Wire, Error> {
         let tasks = Tasks::start()?;
         let context = Arc::new(Context {
             upstream: Upstream::new(&config, tasks.executor())?,
@@ -56,6 +68,7 @@ impl Wire {
             decisions: Decisions::new(config.decisions_kept),
             metrics: Metrics::new(),
             clock: Clock::start(),
+            aliases: RwLock::new(Arc::new(aliases)),
             cut: CancellationToken::new(),
             config,
         });
@@ -133,9 +146,10 @@ impl Wire {
     /// The fleet from now on. Engines that stay keep their state; those that go finish what they have.
     ///
     /// # Errors
-    /// Two engines of one name, or a URL that is none.
-    pub fn set_engines(&self, specs: Vec<EngineSpec>) -> Result<(), RouteError> {
-        self.context.router.set_engines(specs)?;
+    /// Two engines of one name, or a URL that is none. Then all stays as it is.
+    pub fn set_fleet(&self, fleet: FleetSpec) -> Result<(), RouteError> {
+        self.context.router.set_engines(fleet.engines)?;
+        *self.context.aliases.write() = Arc::new(fleet.aliases);
         Health::follow(&self.context, &self.tasks);
         Ok(())
     }

@@ -61,7 +61,15 @@ fn chain(prompt: &str) -> Chain {
 }
 
 fn query(chain: &Chain) -> Query<'_> {
-    Query { model: "m", chain, other_chains: &[], session: None, rank: None, excluded: &[] }
+    Query {
+        model: "m",
+        chain,
+        other_chains: &[],
+        session: None,
+        rank: None,
+        engine: None,
+        excluded: &[],
+    }
 }
 
 fn name(choice: &Choice) -> String {

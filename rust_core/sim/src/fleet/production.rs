@@ -60,6 +60,7 @@ impl Rule for Production {
             other_chains: &[],
             session: Some(&session),
             rank: None,
+            engine: None,
             excluded: &[],
         };
         let choice = self.router.route(&query, millis(now))?;

@@ -27,8 +27,8 @@ const PRESSURE: f64 = 6.0;
 /// What every connection shares.
 pub(crate) struct App {
     pub(crate) config: SimConfig,
-    /// The model as a JSON string.
-    pub(crate) model_json: String,
+    /// The names that the model is served by, the first of them its name in metrics.
+    pub(crate) served: Vec<String>,
     /// One per rank; at least one.
     pub(crate) ranks: Vec<Arc<Driver>>,
     pub(crate) name: HeaderValue,
@@ -64,8 +64,11 @@ impl App {
             reason: "must be printable ASCII".to_owned(),
         })?;
         let mut ids = fastrand::Rng::with_seed(config.seed);
-        let model_json = serde_json::Value::from(config.model.as_str()).to_string();
-        let models = models(&config, &model_json, ids.u64(..));
+        let served = match config.served_model_names.as_slice() {
+            [] => vec![config.model.clone()],
+            names => names.to_vec(),
+        };
+        let models = models(&config, &served, &mut ids);
         let ranks = (0..config.data_parallel_size)
             .map(|rank| Driver::new(&config, rank).map(Arc::new))
             .collect::<Result<_, _>>()?;
@@ -75,7 +78,7 @@ impl App {
             handoffs: Handoffs::new(&config.kv_transfer, config.speed, Handle::current()),
             refused: Default::default(),
             port: addr.port(),
-            model_json,
+            served,
             ranks,
             name,
             models: models.into(),
@@ -269,9 +272,18 @@ pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn models(config: &SimConfig, model: &str, permission: u64) -> String {
+fn models(config: &SimConfig, served: &[String], ids: &mut fastrand::Rng) -> String {
     let (created, max) = (unix_seconds(), config.engine.max_model_len);
-    format!(
-        r#"{{"object":"list","data":[{{"id":{model},"object":"model","created":{created},"owned_by":"vllm","root":{model},"parent":null,"max_model_len":{max},"permission":[{{"id":"modelperm-{permission:016x}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}]}}"#
-    )
+    let json = |text: &str| serde_json::Value::from(text).to_string();
+    let root = json(&config.model);
+    let cards: Vec<String> = served
+        .iter()
+        .map(|name| {
+            let (id, permission) = (json(name), ids.u64(..));
+            format!(
+                r#"{{"id":{id},"object":"model","created":{created},"owned_by":"vllm","root":{root},"parent":null,"max_model_len":{max},"permission":[{{"id":"modelperm-{permission:016x}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}"#
+            )
+        })
+        .collect();
+    format!(r#"{{"object":"list","data":[{}]}}"#, cards.join(","))
 }

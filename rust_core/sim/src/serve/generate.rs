@@ -54,8 +54,7 @@ pub(crate) async fn answer(
         Some(Effect::Busy(busy)) => return Err(Refusal::Busy(busy)),
         _ => {}
     }
-    let bounds =
-        Bounds { model: &app.config.model, max_model_len: app.config.engine.max_model_len };
+    let bounds = Bounds { served: &app.served, max_model_len: app.config.engine.max_model_len };
     let mut ask = openai::ask(face, body, bounds)?;
     pass_front(&app.config).await;
     let rank = app.rank(&head.headers)?;
@@ -127,7 +126,7 @@ fn shape(app: &App, face: Face, head: &Parts, ask: &Ask, told: Told) -> Shape {
     Shape {
         face,
         id: serde_json::Value::from(format!("{}{suffix}", face.id_prefix())).to_string(),
-        model: app.model_json.clone(),
+        model: ask.model.clone(),
         created: unix_seconds(),
         reply: ask.reply,
         prompt_tokens,

@@ -28,7 +28,7 @@ pub(crate) fn render(app: &App) -> String {
     let tallies = app.handoffs.tallies();
     let ranks = app.ranks.iter().zip(tallies);
     let ranks = ranks.map(|(rank, tally)| rank.with_engine(|engine| Snapshot::of(engine, tally)));
-    let mut page = Page::new(&app.config.model, ranks.collect());
+    let mut page = Page::new(&app.served[0], ranks.collect());
     let shares = app.config.kv_transfer.role.is_some();
     page.process("process_start_time_seconds", *app.started.lock());
     queues(&mut page);

@@ -6,21 +6,14 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use memchr::memmem;
-use nebula_route::Router;
 
-use super::{Key, Prompt, only_model};
-use crate::config::Config;
+use super::{Key, Prompt, Reader, only_model};
 use crate::error::Error;
 
 /// Tokens that an upload is taken for: its length says nothing about the work that it makes.
 const UPLOAD_TOKENS: u32 = 1_000;
 
-pub(super) fn read(
-    headers: &HeaderMap,
-    body: Bytes,
-    config: &Config,
-    router: &Router,
-) -> Result<Prompt, Error> {
+pub(super) fn read(headers: &HeaderMap, body: Bytes, reader: &Reader<'_>) -> Result<Prompt, Error> {
     let boundary = boundary(headers).ok_or_else(|| {
         let message = "Content-Type must be multipart/form-data with a boundary";
         Error::bad_request(None, message)
@@ -37,12 +30,12 @@ pub(super) fn read(
         cold: false,
     };
     let Some(span) = field(&prompt.body, boundary, "model") else {
-        prompt.model = only_model(router)?;
+        prompt.model = only_model(reader.router)?;
         return Ok(prompt);
     };
     let named = std::str::from_utf8(&prompt.body[span.clone()])
         .map_err(|_| Error::bad_request(Some("model".into()), "model: must be UTF-8 text"))?;
-    if let Some(model) = config.model_aliases.get(named) {
+    if let Some(model) = reader.aliases.get(named) {
         let edited =
             [&prompt.body[..span.start], model.as_bytes(), &prompt.body[span.end..]].concat();
         prompt.model.clone_from(model);

@@ -33,7 +33,6 @@ fn config(trust_kv_transfer_params: bool) -> Config {
         ca_file: None,
         max_inflight: 1,
         trust_kv_transfer_params,
-        model_aliases: HashMap::from([("fast".to_owned(), "tiny".to_owned())]),
         log_requests: false,
         log_prompt_hashes: false,
         tokens: TokensConfig {
@@ -51,6 +50,10 @@ fn config(trust_kv_transfer_params: bool) -> Config {
     }
 }
 
+fn aliases() -> Aliases {
+    HashMap::from([("fast".to_owned(), "tiny".to_owned())])
+}
+
 fn at(path: &str) -> Endpoint {
     Endpoint::find(path).unwrap()
 }
@@ -66,13 +69,15 @@ fn read_with(
     headers: &HeaderMap,
     body: Bytes,
 ) -> Result<Prompt, Error> {
-    let (router, models) = (router(), Models::new(0));
-    read(
-        at(path),
-        headers,
-        body,
-        &Reader { config, router: &router, models: &models, new_bytes: usize::MAX },
-    )
+    let (router, models, aliases) = (router(), Models::new(0), aliases());
+    let reader = Reader {
+        config,
+        aliases: &aliases,
+        router: &router,
+        models: &models,
+        new_bytes: usize::MAX,
+    };
+    read(at(path), headers, body, &reader)
 }
 
 fn chat(messages: &serde_json::Value) -> Prompt {

@@ -43,8 +43,14 @@ fn models() -> Models {
 }
 
 fn read_by(router: &Router, path: &str, body: &serde_json::Value) -> Prompt {
-    let (config, models) = (config(false), models());
-    let reader = Reader { config: &config, router, models: &models, new_bytes: usize::MAX };
+    let (config, models, aliases) = (config(false), models(), Aliases::new());
+    let reader = Reader {
+        config: &config,
+        aliases: &aliases,
+        router,
+        models: &models,
+        new_bytes: usize::MAX,
+    };
     let body = Bytes::from(body.to_string());
     read(at(path), &HeaderMap::new(), body, &reader).unwrap()
 }
@@ -207,8 +213,15 @@ fn a_batch_is_routed_by_the_tokens_of_its_first_prompt() {
 #[test]
 fn what_is_new_and_long_is_not_tokenised_on_the_spot() {
     let (router, config, models) = (fleet(&[KeySource::Local], false), config(false), models());
+    let aliases = Aliases::new();
     let ask = |new_bytes: usize, text: &str| {
-        let reader = Reader { config: &config, router: &router, models: &models, new_bytes };
+        let reader = Reader {
+            config: &config,
+            aliases: &aliases,
+            router: &router,
+            models: &models,
+            new_bytes,
+        };
         let body = Bytes::from(says(text).to_string());
         let prompt = read(at(CHAT), &HeaderMap::new(), body, &reader).unwrap();
         (prompt.cold, prompt.key.origin)
