@@ -2,7 +2,8 @@
 
 =================  =====================================================================================
 `records`          what is stored, and under which keys
-`store`            the store's few operations; `memory` and `etcd` are its two backends; `follow` keeps a view of it
+`store`            a few operations on keys; `memory` and `etcd` are its backends, `open` takes the one that is set
+`follow`           a view of all keys under a prefix, whatever becomes of the store
 `gpu`, `node`      a machine's GPUs; the daemon that runs engines on them
 `vram`, `plan`     what a model needs; models x nodes -> placements, with reasons
 `scheduler`        writes placements and keeps them true

@@ -6,6 +6,7 @@ came back sees it.
 
     StoreError
     ├── StoreDownError     it did not answer, or not in time: the call may have had its effect, or not
+    ├── StoreClosedError   this object was closed; it does nothing any more
     └── WatchLostError     the changes since a revision cannot be told any more: list again
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
 
 class StoreError(Exception):
@@ -23,6 +24,10 @@ class StoreError(Exception):
 
 class StoreDownError(StoreError):
     """The store did not answer in time. A write may have had its effect, or not."""
+
+
+class StoreClosedError(StoreError):
+    """This store object was closed."""
 
 
 class WatchLostError(StoreError):
@@ -55,8 +60,31 @@ class Listing(NamedTuple):
     """Of the store at that moment: a watch after it misses nothing."""
 
 
+def checked_key(key: str) -> str:
+    """The key, if it is one.
+
+    Raises:
+        ValueError: It does not begin with `/`.
+    """
+    if not key.startswith("/"):
+        raise ValueError(f"{key!r} is no key of the store: a key begins with '/'")
+    return key
+
+
+def checked_prefix(prefix: str) -> str:
+    """The prefix as what all keys under it begin with; an empty one means all keys.
+
+    Raises:
+        ValueError: No key begins so.
+    """
+    return checked_key(prefix or "/")
+
+
 class Store(Protocol):
-    """Keys and values. Every operation ends by itself: with an answer or, after `store.timeout_s`, an error."""
+    """Keys and values. Every operation ends by itself: with an answer or, after `store.timeout_s`, an error.
+
+    A key or prefix that does not begin with `/` is a ValueError; an empty prefix means all keys.
+    """
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry, or none. One round trip."""
@@ -84,15 +112,16 @@ class Store(Protocol):
     ) -> int | None:
         """Set the value (with none, remove the key) if its entry still has the revision; 0 is that of a missing key.
 
-        Return the new revision, or none where somebody else was first. One round trip.
+        Return the new revision, or none where somebody else was first. One round trip. A missing key that shall be
+        removed is as wanted: the revision is the store's. After a `StoreDownError` nobody knows who won: read it.
         """
         ...
 
-    def watch(self, prefix: str, after_revision: int) -> AsyncIterator[Sequence[Change]]:
+    def watch(self, prefix: str, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
         """Yield every change under `prefix` after the revision, in order, in batches; never ends by itself.
 
         Raises `WatchLostError` where that cannot be promised: the connection broke or fell silent, the revision is
-        compacted, or the consumer is too slow. Closing the iterator ends the watch.
+        compacted, or the consumer is too slow. Closing the generator ends the watch (`contextlib.aclosing`).
         """
         ...
 

@@ -1,0 +1,16 @@
+"""From the settings to the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nebula_router.fleet.etcd import EtcdStore
+
+if TYPE_CHECKING:
+    from nebula_router.fleet.settings import StoreSettings
+    from nebula_router.fleet.store import Store
+
+
+def open_store(settings: StoreSettings) -> Store:
+    """The store that the settings name. It is reached for when it is first asked, by the loop that asks."""
+    return EtcdStore(settings)
