@@ -96,6 +96,20 @@ async def test_a_removed_instances_running_requests_are_queued_again(engine: Eng
     assert (result.status, result.attempts, result.instance_id) == (COMPLETED, 2, "e1")
 
 
+async def test_requests_that_fail_do_not_end_others_on_their_instance(engine: Engine, serve: Serve) -> None:
+    sim = engine()
+    async with serve([sim]) as cp:
+        await cp.submit_request(asks("runs", max_tokens=500))
+        await begun(cp, "runs")
+        await post(sim, "/sim/fault", kind="reset", count=3)
+        for name in "abc":
+            await cp.submit_request(asks(name))
+        results = [await cp.result(name) for name in ("runs", "a", "b", "c")]
+    assert [result.status for result in results] == [COMPLETED] * 4
+    assert results[0].attempts == 1
+    assert sum(result.attempts for result in results[1:]) == 6
+
+
 @pytest.mark.parametrize("fault", ["queue_full;count=2", "status;status=429;count=2"])
 async def test_an_engine_without_room_gets_the_request_again_later_and_is_not_removed(
     fault: str, engine: Engine, serve: Serve

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nebula_router.control_plane.bell import Bell
 from nebula_router.control_plane.decision import cost_per_second
-from nebula_router.control_plane.engines import AttemptError, EngineFullError, EngineLostError
+from nebula_router.control_plane.engines import AttemptError, InstanceError
 from nebula_router.control_plane.monitor import Monitor
 from nebula_router.control_plane.request import RequestStatus
 
@@ -195,7 +195,6 @@ class Dispatcher:
             member.failed += 1
         elif not task.cancelled():
             member.completed += 1
-            member.health.answered()
             instance.learn(took_s * 1000, _completion_tokens(ticket), now)
         self._settle(ticket, placement, error, was_cancelled=task.cancelled())
         self.wake()
@@ -210,12 +209,8 @@ class Dispatcher:
             self._finish(ticket, RequestStatus.CANCELLED, "cancelled while it ran")
         elif was_cancelled:
             self._again(ticket, f"instance {name} was removed")
-        elif isinstance(error, EngineLostError):
-            self._again(ticket, f"instance {name}: {error}")
-            if self._is_registered(placement.member):
-                self.monitor.failed(placement.member, str(error))
-        elif isinstance(error, EngineFullError):
-            placement.member.health.rest()
+        elif isinstance(error, InstanceError):
+            self.monitor.rest(placement.member, str(error))
             self._again(ticket, f"instance {name}: {error}")
         elif isinstance(error, AttemptError):
             self._finish(ticket, RequestStatus.FAILED, f"instance {name}: {error}")

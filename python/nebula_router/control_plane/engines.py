@@ -38,15 +38,11 @@ _HEADER_VALUE: Final = re.compile(r"[!-~]{1,128}")
 
 
 class AttemptError(Exception):
-    """The instance gave no whole reply, and no other one would: the request itself is wrong."""
+    """There is no whole reply, and no other instance would give one."""
 
 
-class EngineLostError(AttemptError):
-    """The instance was not reached, or broke off."""
-
-
-class EngineFullError(AttemptError):
-    """The instance is well and takes nothing more now."""
+class InstanceError(AttemptError):
+    """The instance was not reached, broke off, or takes nothing more now; another one may answer."""
 
 
 class State(NamedTuple):
@@ -140,7 +136,7 @@ async def _relay(reply: Reply, take: Callable[[Piece], None]) -> None:
     if part.status != HTTPStatus.OK:
         status = part.status or 0
         message = error_message(part.body if part.end else part.body + await _whole(reply), status)
-        raise EngineFullError(message) if status in _FULL else AttemptError(message)
+        raise InstanceError(message) if status in _FULL else AttemptError(message)
     pieces, is_finished = Pieces(), False
     while True:
         for piece in pieces.feed(part.body):
@@ -153,7 +149,7 @@ async def _relay(reply: Reply, take: Callable[[Piece], None]) -> None:
             break
         part = await reply.part()
     if not is_finished:
-        raise EngineLostError("the reply ended without a reason to finish")
+        raise InstanceError("the reply ended without a reason to finish")
 
 
 async def _whole(reply: Reply) -> bytes:
@@ -167,7 +163,7 @@ async def _whole(reply: Reply) -> bytes:
 
 
 def _of_core(status: int, message: str) -> AttemptError:
-    return EngineLostError(message) if status in _LOST else AttemptError(message)
+    return InstanceError(message) if status in _LOST else AttemptError(message)
 
 
 def _settings(limits: Limits, *, follows_events: bool) -> Settings:

@@ -1,14 +1,16 @@
 """Whether an instance takes requests: a state machine over probes and requests.
 
 ```
-     healthy probe            failure                `threshold` failures in a row
-new --------------> healthy -----------> unhealthy ---------------------------------> removed
- |                     ^                  |     ^                                        |
- |                     +-- healthy probe -+-----|----------------------------------------+
- +-- failure -----------------------------------+
+     healthy probe            failure                `threshold` failed probes in a row
+new --------------> healthy -----------> unhealthy -------------------------------------> removed
+ |                     ^                  ^     |                                            |
+ |    failed probe     |                  |     | healthy probe                              |
+ +----------------------------------------+     |                                            |
+                       +------------------------+--------------------------------------------+
 ```
 
-An instance gets requests while it is healthy. An unhealthy one keeps those that it has; a removed one loses them.
+An instance gets requests while it is healthy. An unhealthy one keeps those that it has; a removed one loses them. So a
+failed request makes it unhealthy and never removes it: others may still be answered.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ class InstanceHealth:
     instance: ExecutionInstance
     threshold: int
     failures: int = 0
-    """Failures in a row."""
+    """Failed probes in a row."""
     is_new: bool = True
     """Whether no probe has told anything yet."""
     is_removed: bool = False
 
     def failed(self) -> bool:
-        """Note a probe or a request without an answer; return whether this one removes the instance."""
+        """Note a failed probe; return whether this one removes the instance."""
         self.failures += 1
         self.is_new = False
         self.instance.is_healthy = False
@@ -44,12 +46,8 @@ class InstanceHealth:
         return True
 
     def rest(self) -> None:
-        """Send nothing until the next healthy probe: the instance is well and has no room."""
+        """Send nothing until the next healthy probe: a request failed, or there is no room."""
         self.instance.is_healthy = False
-
-    def answered(self) -> None:
-        """Note a request that went well: failures before it were not in a row with those after it."""
-        self.failures = 0
 
     def recovered(self) -> bool:
         """Note a healthy probe; return whether the instance takes requests again."""

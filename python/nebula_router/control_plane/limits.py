@@ -16,7 +16,7 @@ class Limits(Group):
     health_check_interval: float = Field(10.0, ge=0.01, le=600, description="Time between two looks at every instance.")
     health_check_timeout: float = Field(5.0, ge=0.01, le=600, description="Longest wait for a probe's answer.")
     consecutive_failures_threshold: int = Field(
-        3, ge=1, le=1000, description="Failures in a row after which an instance is removed until a probe succeeds."
+        3, ge=1, le=1000, description="Failed probes in a row after which an instance is removed until one succeeds."
     )
     max_retries: int = Field(
         3, ge=0, le=100, description="Times that a request is queued again because its instance failed."

@@ -21,7 +21,7 @@ _FIRST_LOOK_S: Final = 0.01
 
 
 class Monitor:
-    """The health of a fleet, by probes; requests tell of failures through `failed`."""
+    """The health of a fleet, by probes; what requests tell of it comes through `rest`."""
 
     def __init__(
         self,
@@ -68,14 +68,18 @@ class Monitor:
             if member.health.is_new or not only_new:
                 self._note(member, states[member.instance.instance_id])
 
+    def rest(self, member: Member, why: str) -> None:
+        """Hold requests back from an instance that failed one, until a probe succeeds."""
+        if member.instance.is_healthy:
+            _LOG.warning("instance %s gets no requests until a probe succeeds: %s", member.instance.instance_id, why)
+        member.health.rest()
+
     def failed(self, member: Member, why: str) -> None:
-        """Note a probe or a request that got no answer."""
-        name = member.instance.instance_id
+        """Note a failed probe."""
+        self.rest(member, why)
         if member.health.failed():
-            _LOG.warning("instance %s is removed until a probe succeeds: %s", name, why)
+            _LOG.warning("instance %s is removed until a probe succeeds: %s", member.instance.instance_id, why)
             self._on_removed(member.instance)
-        elif member.health.failures == 1:
-            _LOG.warning("instance %s gets no requests until a probe succeeds: %s", name, why)
 
     def _note(self, member: Member, state: State) -> None:
         instance = member.instance
