@@ -212,8 +212,11 @@ class EndpointInfo(Record):
     stats: EngineStats | None = None
 
     def is_current(self, plan: PlacementPlan | None) -> bool:
-        """Whether the plan still means this replica, where and as it runs: all others are leftovers."""
-        if plan is None or self.plan_version > plan.version:
+        """Whether the plan still means this replica, where and as it runs: all others are leftovers.
+
+        An endpoint that is newer than the plan is current too where the plan has it: news of the two come separately.
+        """
+        if plan is None:
             return False
         return any(
             a.replica_id == self.replica_id and a.node_id == self.node_id and self.plan_version >= plan.since(a)

@@ -1,5 +1,6 @@
 //! What the router is told of its engines: by their owner, by themselves, and by how they answer.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Router;
@@ -21,11 +22,11 @@ impl Router {
         let mut next_ids = self.next_ids.lock();
         let before = self.fleet.load();
         let after = before.replaced(specs, &mut next_ids)?;
-        let stays = |engine: &Engine| after.engines().iter().any(|other| other.id() == engine.id());
+        let stay: HashSet<_> = after.engines().iter().map(|engine| engine.id()).collect();
         let gone: Vec<_> =
-            before.engines().iter().filter(|engine| !stays(engine)).cloned().collect();
+            before.engines().iter().filter(|engine| !stay.contains(&engine.id())).collect();
         self.fleet.store(after);
-        for engine in &gone {
+        for engine in gone {
             self.forget(engine);
             engine.ranks().for_each(|rank| self.tree.limit(rank, None));
         }
