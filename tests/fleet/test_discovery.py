@@ -7,20 +7,24 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.gateway.wait import until
 
 from nebula_router.fleet import discovery as module
-from nebula_router.fleet.discovery import Discovery, found
+from nebula_router.fleet.discovery import Discovery
 from nebula_router.fleet.memory import MemoryStore
 from nebula_router.fleet.records import (
     Assignment,
     EndpointInfo,
     EndpointStatus,
+    EngineStats,
     PlacementPlan,
     Role,
     endpoint_key,
     placement_key,
 )
+from nebula_router.fleet.roster import Found, Roster
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +51,15 @@ def endpoint(replica: int = 0, **fields: Any) -> EndpointInfo:
 def plan(*replicas: int, version: int = 1, **fields: Any) -> PlacementPlan:
     assignments = tuple(Assignment.model_validate({"replica_id": r, "node_id": "n", **fields}) for r in replicas)
     return PlacementPlan(model_uid="m", model_name="org/model", version=version, assignments=assignments)
+
+
+def found(endpoints: Sequence[EndpointInfo], plans: Mapping[str, PlacementPlan]) -> Found:
+    roster = Roster()
+    for told in endpoints:
+        roster.endpoint(told.model_uid, told.replica_id, told)
+    for uid, current in plans.items():
+        roster.plan(uid, current)
+    return roster.found()
 
 
 def test_a_ready_endpoint_of_the_current_plan_is_an_engine() -> None:
@@ -100,6 +113,61 @@ def test_a_model_uid_that_the_engines_do_not_know_stands_for_their_name() -> Non
     assert found(told, {"m": plan(0, 1)}).aliases == {"m": "org/model"}
     assert found([endpoint()], {"m": plan(0)}).aliases == {}
     assert found([endpoint(served_names=("x",))], {"m": plan(0)}).aliases == {}, "an alias for nothing helps nobody"
+
+
+steps = st.lists(
+    st.one_of(
+        st.builds(
+            endpoint,
+            st.integers(0, 3),
+            plan_version=st.integers(1, 3),
+            node_id=st.sampled_from("no"),
+            status=st.sampled_from(EndpointStatus),
+            served_names=st.sampled_from([(), ("m",), ("org/model",)]),
+            base_url=st.sampled_from(["http://h:1", "http://h:2", None]),
+        ),
+        st.builds(
+            lambda replicas, version, draining: plan(*replicas, version=version, draining=draining),
+            st.sets(st.integers(0, 3)),
+            st.integers(1, 3),
+            st.booleans(),
+        ),
+        st.integers(0, 3),
+        st.none(),
+    )
+)
+
+
+@given(steps)
+def test_one_by_one_gives_the_same_as_all_at_once(taken: list[EndpointInfo | PlacementPlan | int | None]) -> None:
+    roster, endpoints, plans = Roster(), {}, {}
+    for step in taken:
+        before, seen = roster.found(), roster.revision
+        if isinstance(step, EndpointInfo):
+            endpoints[step.replica_id] = step
+            roster.endpoint("m", step.replica_id, step)
+        elif isinstance(step, PlacementPlan):
+            plans["m"] = step
+            roster.plan("m", step)
+        elif step is None:
+            plans.clear()
+            roster.plan("m", None)
+        else:
+            endpoints.pop(step, None)
+            roster.endpoint("m", step, None)
+        assert roster.revision > seen or roster.found() == before
+    specs, aliases, left_out = found(list(endpoints.values()), plans)
+    assert sorted(roster.found().specs, key=str) == sorted(specs, key=str)
+    assert (roster.found().aliases, roster.found().left_out) == (aliases, left_out)
+
+
+def test_a_heartbeat_changes_nothing() -> None:
+    roster = Roster()
+    roster.plan("m", plan(0))
+    roster.endpoint("m", 0, endpoint())
+    seen = roster.revision
+    roster.endpoint("m", 0, endpoint(last_heartbeat_ms=5, stats=EngineStats(waiting=3)))
+    assert roster.revision == seen
 
 
 class Gateway:

@@ -16,7 +16,7 @@ def store_metrics(discovery: Discovery) -> str:
         ("nebula_store_last_contact_seconds", "gauge", "Time since the store was in touch", discovery.last_contact_s),
         ("nebula_store_engines", "gauge", "Engines that the store told of and that get traffic", discovery.engines),
         ("nebula_store_left_out", "gauge", "Endpoints in the store that get no traffic", left_out),
-        ("nebula_store_looks", "counter", "Times that the engines were looked at anew", discovery.changes),
+        ("nebula_store_swaps", "counter", "Times that the engines were replaced", discovery.swaps),
     )
     return "".join(
         f"# HELP {name} {help_}.\n# TYPE {name} {kind}\n{name}{'_total' if kind == 'counter' else ''} {value}\n"

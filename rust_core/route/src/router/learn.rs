@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Router;
 use crate::engine::{Engine, EngineSpec, Facts, Intake, KeySource, KeySpec, ModelFact};
 use crate::fleet::{Fleet, Served};
-use crate::{Error, Millis, Outcome, Probe};
+use crate::{Error, Millis, Outcome, Probe, RankId};
 
 impl Router {
     /// The fleet of now.
@@ -26,9 +26,10 @@ impl Router {
         let gone: Vec<_> =
             before.engines().iter().filter(|engine| !stay.contains(&engine.id())).collect();
         self.fleet.store(after);
-        for engine in gone {
-            self.forget(engine);
-            engine.ranks().for_each(|rank| self.tree.limit(rank, None));
+        let ranks: Vec<RankId> = gone.iter().flat_map(|engine| engine.ranks()).collect();
+        if !ranks.is_empty() {
+            self.tree.remove_ranks(&ranks);
+            ranks.iter().for_each(|rank| self.tree.limit(*rank, None));
         }
         Ok(())
     }
