@@ -9,9 +9,10 @@ import pytest
 import uvloop
 
 from nebula_router.bench import prompts, upstream
-from nebula_router.config import Settings, SimSettings
+from nebula_router.config import Settings
 from nebula_router.core import Core, Sim
 from nebula_router.gateway.app import GatewayApp
+from nebula_router.sim_settings import SimSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

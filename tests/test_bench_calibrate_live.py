@@ -16,8 +16,8 @@ from nebula_router.bench.calibrate import Calibration, Plan, calibrate
 from nebula_router.bench.calibrate_probe import Limits
 from nebula_router.bench.error import BenchError
 from nebula_router.calibration import calibrated
-from nebula_router.config import SimSettings
 from nebula_router.core import Sim
+from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import ConfigError
 
 SIM = SimSettings(

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nebula_router.bench import app, net, process
-from nebula_router.config import SimSettings
 from nebula_router.core import Sim
+from nebula_router.sim_settings import SimSettings
 
 RUNNER = CliRunner()
 # Each step takes a millisecond, whatever is computed in it.

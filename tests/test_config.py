@@ -311,6 +311,7 @@ def test_the_core_gets_every_field_in_its_units() -> None:
             "facts_interval_ms": 30000,
             "ca_file": None,
             "max_inflight": 8192,
+            "fronts_routers": False,
             "trust_kv_transfer_params": False,
             "log_requests": True,
             "log_prompt_hashes": False,

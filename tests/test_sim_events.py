@@ -12,8 +12,8 @@ import msgpack  # type: ignore[import-untyped]
 import pytest
 import zmq
 
-from nebula_router.config import SimSettings
 from nebula_router.core import Sim
+from nebula_router.sim_settings import SimSettings
 
 BLOCK = 16
 PATIENCE_S = 20.0

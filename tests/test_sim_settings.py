@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from nebula_router.config import SimSettings
 from nebula_router.presets import PRESETS
+from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import ConfigError, load
 
 

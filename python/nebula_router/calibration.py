@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from nebula_router.config import SimSettings
 from nebula_router.presets import Timing
+from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import ConfigError
 
 SIZES: Final = ("block_size", "kv_blocks", "max_num_seqs", "max_num_batched_tokens", "max_model_len")

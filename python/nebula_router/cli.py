@@ -14,13 +14,16 @@ import typer
 from typer.main import get_command
 
 import nebula_router
-from nebula_router.config import GatewaySettings, Settings, SimSettings
+from nebula_router.config import GatewaySettings, Settings
 from nebula_router.flags import takes_settings
 from nebula_router.reference import as_toml, page
+from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import ConfigError, load
 
 USAGE: Final = 2  # exit status of a command that was called wrongly
-_SERVES: Final = ("gateway", "route", "upstream", "tokens", "events")
+_ROUTES: Final = ("route", "upstream", "tokens", "events", "store")
+_SERVES: Final = ("gateway", *_ROUTES)
+_KEPT_BY_THE_GATEWAY: Final = frozenset({"gateway.listen", "gateway.routers", "gateway.api_keys"})
 _EACH_SIM_ITS_OWN: Final = frozenset({"sim.listen", "sim.name", "sim.seed"})
 _STOPS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
 _ANY: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -31,7 +34,6 @@ _Url = Annotated[
     ),
 ]
 _NOT_YET: Final = {
-    "router": "a routing service apart from the gateway",
     "node": "the manager of one machine's GPUs",
     "scheduler": "the service that places models on machines",
 }
@@ -74,13 +76,36 @@ def root(
 @app.command(
     epilog=_example(
         "nebula gateway --engine http://127.0.0.1:8000 --engine http://127.0.0.1:8001",
+        "nebula gateway --etcd-endpoint http://127.0.0.1:2379",
+        "nebula gateway --listen 0.0.0.0:8081 --router http://127.0.0.1:18081",
         "nebula gateway --config gateway.toml --listen 0.0.0.0:8081",
     )
 )
 @takes_settings(*_SERVES)
 def gateway(*, settings: Settings) -> None:
-    """Serve the OpenAI API in front of vLLM engines."""
-    _serve(settings, [])
+    """Serve the OpenAI API in front of vLLM engines.
+
+    Engines are those of --engine, those that etcd tells of, or both. With --router it is routers that choose.
+    """
+    from nebula_router.gateway.front import in_front
+
+    if settings.gateway.routers and (settings.gateway.engines or settings.store.etcd_endpoints):
+        raise ConfigError("--router goes without --engine and --etcd-endpoint: the routers know the engines")
+    _serve(in_front(settings) if settings.gateway.routers else settings, [])
+
+
+@app.command(
+    epilog=_example(
+        "nebula router --etcd-endpoint http://127.0.0.1:2379",
+        "nebula router --listen 0.0.0.0:18081 --engine http://127.0.0.1:8000",
+    )
+)
+@takes_settings("gateway", *_ROUTES, "router", without=_KEPT_BY_THE_GATEWAY)
+def router(*, settings: Settings) -> None:
+    """Serve the routing data plane alone: no keys. `nebula gateway --router URL` puts keys and limits in front."""
+    from nebula_router.gateway.front import data_plane
+
+    _serve(data_plane(settings), [])
 
 
 @app.command(epilog=_example("nebula up --sim 4", "nebula up --sim 2 --speed 10 --policy round_robin"))

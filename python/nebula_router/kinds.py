@@ -108,6 +108,14 @@ def items(value: object) -> object:
     return [item.strip() for item in value.split(",")]
 
 
+def words(value: object) -> object:
+    """The words of a list that may have several in one item, with commas between them."""
+    listed = items(value)
+    if not isinstance(listed, list):
+        return listed
+    return [word.strip() for item in listed for word in (item.split(",") if isinstance(item, str) else [item])]
+
+
 def pairs(value: object) -> object:
     """The pairs of a table written as text: a JSON object, or `key=value` with commas between them."""
     if isinstance(value, str) and value.lstrip().startswith("{"):

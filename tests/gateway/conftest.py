@@ -10,8 +10,8 @@ from tests.gateway.process import Gateway
 from tests.gateway.upstream import Upstream
 from tests.gateway.wait import until
 
-from nebula_router.config import SimSettings
 from nebula_router.core import Sim
+from nebula_router.sim_settings import SimSettings
 
 MODEL = "tiny"
 # Slow enough that a stream has a middle, fast enough that nobody waits for it.

@@ -27,7 +27,8 @@ GAUGES = (
 class Gateway:
     """``nebula gateway`` on a free port, its output in a file."""
 
-    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *flags: str, command: str = "gateway", **environment: str) -> None:
+        self.command = command
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"gateway-{self.port}.log"
@@ -43,7 +44,15 @@ class Gateway:
 
     async def start(self, *, path: str = "/health") -> None:
         """Returns once ``path`` answers 200."""
-        command = [sys.executable, "-m", "nebula_router", "gateway", "--listen", f"127.0.0.1:{self.port}", *self.flags]
+        command = [
+            sys.executable,
+            "-m",
+            "nebula_router",
+            self.command,
+            "--listen",
+            f"127.0.0.1:{self.port}",
+            *self.flags,
+        ]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NEBULA_")}
         with self.log_file() as log:
             self._process = await asyncio.create_subprocess_exec(

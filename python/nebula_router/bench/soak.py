@@ -23,7 +23,7 @@ from nebula_router.bench import net, process, prompts, stream
 from nebula_router.bench.error import BenchError
 from nebula_router.bench.histogram import Histogram
 from nebula_router.bench.stream import Tally
-from nebula_router.config import SimSettings
+from nebula_router.sim_settings import SimSettings
 
 READY_S = 30.0
 SAMPLE_S = 1.0

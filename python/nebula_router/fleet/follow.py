@@ -35,7 +35,7 @@ class View(NamedTuple):
     since: float
     """When the store was last known to be in touch, by `time.monotonic`; of one that never was, when that began."""
     changed: frozenset[str]
-    """Keys that came, changed or went since the view before; in the first one, all."""
+    """Keys that came, changed or went since the view before, maybe came and went; in the first one, all."""
 
 
 async def follow(

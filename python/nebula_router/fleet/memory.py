@@ -81,6 +81,8 @@ class MemoryStore:
     async def watch(self, prefix: str, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
         """Yield the changes under `prefix` after the revision, in batches."""
         prefix = checked_prefix(prefix)
+        if after_revision > self._data.revision:
+            raise WatchLostError(f"the store in memory is at revision {self._data.revision}, before {after_revision}")
         woken = asyncio.Event()
         self._data.watchers.add(woken)
         try:
@@ -88,7 +90,7 @@ class MemoryStore:
                 woken.clear()
                 self._check(watching=True)
                 changes = self._data.changes(after_revision)
-                after_revision = max(after_revision, self._data.revision)
+                after_revision = self._data.revision
                 batch = [change for change in changes if change.key.startswith(prefix)]
                 if batch:
                     yield batch

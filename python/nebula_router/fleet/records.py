@@ -15,6 +15,7 @@ Times are Unix time in milliseconds, memory is in MiB (`_mb`).
 
 import re
 from enum import Enum
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -158,6 +159,11 @@ class PlacementPlan(Record):
     reasons: dict[str, str] | None = None
     """Why each replica is where it is, or why one is not, by replica id."""
 
+    @cached_property
+    def by_replica(self) -> dict[int, Assignment]:
+        """The assignments by their replica's id."""
+        return {assignment.replica_id: assignment for assignment in self.assignments}
+
     def since(self, assignment: Assignment) -> int:
         """The plan version from which an endpoint of the assignment is current."""
         return self.version if assignment.since_version is None else assignment.since_version
@@ -212,12 +218,16 @@ class EndpointInfo(Record):
     stats: EngineStats | None = None
 
     def is_current(self, plan: PlacementPlan | None) -> bool:
-        """Whether the plan still means this replica, where and as it runs: all others are leftovers."""
-        if plan is None or self.plan_version > plan.version:
-            return False
-        return any(
-            a.replica_id == self.replica_id and a.node_id == self.node_id and self.plan_version >= plan.since(a)
-            for a in plan.assignments
+        """Whether the plan still means this replica, where and as it runs: all others are leftovers.
+
+        An endpoint that is newer than the plan is current too where the plan has it: news of the two come separately.
+        """
+        assignment = None if plan is None else plan.by_replica.get(self.replica_id)
+        return (
+            plan is not None
+            and assignment is not None
+            and assignment.node_id == self.node_id
+            and self.plan_version >= plan.since(assignment)
         )
 
 

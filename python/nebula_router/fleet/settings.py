@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from nebula_router.kinds import Address, Flag, Group, Secret, StoreUrl, items
+from nebula_router.kinds import Address, Flag, Group, Secret, StoreUrl, words
 
 DEFAULT_ETCD: Final = "http://127.0.0.1:2379"
 
@@ -16,7 +16,7 @@ class StoreSettings(Group):
     etcd_endpoints: Annotated[
         tuple[StoreUrl, ...],
         NoDecode,
-        BeforeValidator(items),
+        BeforeValidator(words),
         Flag("--etcd-endpoint", "--etcd-endpoints"),
     ] = Field(
         (),

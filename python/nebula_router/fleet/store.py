@@ -94,7 +94,8 @@ class Store(Protocol):
         """Set the value and return the revision. One round trip.
 
         With `ttl_s` the key lives as long as this store object does: it is kept alive meanwhile, it is gone at once
-        when the object is closed, and at most `ttl_s` (etcd: in whole seconds) after its process died or lost touch.
+        when the object is closed, and after about `ttl_s` (etcd: whole seconds, at least 2) where its process died,
+        hung or lost touch.
         A key that went that way comes back when it is put again. Without `ttl_s` the key stays.
         """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -13,25 +14,26 @@ from starlette.routing import Route
 from nebula_router.config import MB, EngineSettings
 from nebula_router.core import PATHS, ClientLeft, NebulaError
 from nebula_router.gateway.auth import Keys, from_this_machine, is_sent_on
+from nebula_router.gateway.engines import Taken
 from nebula_router.gateway.errors import error_body
 from nebula_router.gateway.openai import BodyTooLargeError, read_body, refuse_unread
 from nebula_router.gateway.response import json_response, raw_json_response
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from nebula_router.config import Settings
     from nebula_router.core import Core
+    from nebula_router.gateway.engines import Engines
 
     Handler = Callable[[Request], Awaitable[Response]]
 
 
 _DECISIONS: Final = 100
 """Decisions that are shown where nobody says how many."""
-_SPEC: Final = ("name", "url", "events", "events_replay", "events_topic")
 
 
 class Unread(Response):
@@ -49,10 +51,11 @@ class Admin:
     A web page or a proxy on this machine asks on behalf of somebody who may be elsewhere: it is refused too.
     """
 
-    def __init__(self, core: Core, settings: Settings) -> None:
-        """Change the fleet of `core`."""
+    def __init__(self, core: Core, engines: Engines, settings: Settings) -> None:
+        """Change the `engines` of `core`."""
         token = settings.gateway.admin_token
         self._core = core
+        self._engines = engines
         self._max_body = settings.gateway.max_body_mb * MB
         self._keys = Keys([token] if token is not None else [])
 
@@ -89,18 +92,14 @@ class Admin:
 
     async def _add(self, request: Request) -> Response:
         engine = _engine(await request.body())
-        specs = self._specs()
-        for spec in specs:
-            if spec["name"] == engine["name"]:
-                raise HTTPException(409, f"there is an engine `{spec['name']}` already; remove it or use another name")
-            if spec["url"] == engine["url"]:
-                raise HTTPException(409, f"the engine `{spec['name']}` has the URL {spec['url']} already")
-        self._core.set_engines([*specs, engine])
+        with _conflict():
+            self._engines.add(engine)
         return json_response(engine, 201)
 
     async def _remove(self, request: Request) -> Response:
         name = self._known(request)
-        self._core.set_engines([spec for spec in self._specs() if spec["name"] != name])
+        with _conflict():
+            self._engines.remove(name)
         return json_response({"name": name, "removed": True})
 
     async def _drain(self, request: Request) -> Response:
@@ -152,10 +151,13 @@ class Admin:
             raise HTTPException(404, f"there is no engine `{name}`; engines: {', '.join(names)}")
         return name
 
-    def _specs(self) -> list[dict[str, Any]]:
-        return [
-            {name: engine[name] for name in _SPEC} | {"ranks": len(engine["ranks"])} for engine in self._core.engines()
-        ]
+
+@contextmanager
+def _conflict() -> Iterator[None]:
+    try:
+        yield
+    except Taken as error:
+        raise HTTPException(409, str(error)) from None
 
 
 def _unread(status: int, text: str, **headers: str) -> Response:

@@ -16,9 +16,11 @@ from nebula_router import __version__
 from nebula_router.core import PATHS
 from nebula_router.gateway.admin import Admin
 from nebula_router.gateway.auth import NEEDS_KEY, Keys
+from nebula_router.gateway.engines import Engines
 from nebula_router.gateway.errors import FAULT, error_body
 from nebula_router.gateway.openai import Proxy
 from nebula_router.gateway.response import json_response
+from nebula_router.gateway.store_metrics import store_metrics
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 
     from nebula_router.config import Settings
     from nebula_router.core import Core
+    from nebula_router.fleet.discovery import Discovery
 
 _LOG: Final = logging.getLogger(__name__)
+_METRICS_END: Final = "# EOF\n"
 _METRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -37,6 +41,10 @@ class GatewayApp(Starlette):
     def __init__(self, core: Core, settings: Settings) -> None:
         """Serve what `core` routes."""
         self._core = core
+        self.engines = Engines(core, settings.gateway)
+        """The fleet, for whoever changes it."""
+        self.discovery: Discovery | None = None
+        """Where engines come from, beside the settings and the admin endpoints."""
         self._settings = settings
         self._keys = Keys(settings.gateway.api_keys)
         self._started = time.time()
@@ -52,7 +60,7 @@ class GatewayApp(Starlette):
             Route("/metrics", self._metrics),
             Route("/version", self._version),
         ]
-        admin = Admin(core, settings).routes()
+        admin = Admin(core, self.engines, settings).routes()
         proxied = [Route(path, self.proxy, methods=["POST"]) for path in PATHS]
         super().__init__(
             routes=[*proxied, *own, *admin],
@@ -88,7 +96,7 @@ class GatewayApp(Starlette):
         by_id = {model["id"]: model for model in models}
         aliases = [
             {**by_id[target], "id": alias}
-            for alias, target in self._settings.gateway.model_aliases.items()
+            for alias, target in self.engines.aliases.items()
             if target in by_id and alias not in by_id
         ]
         return models + aliases
@@ -103,6 +111,7 @@ class GatewayApp(Starlette):
                 "policy": self._settings.route.policy,
                 "inflight": self._core.inflight(),
                 "engines": engines,
+                **({} if self.discovery is None else {"store": self.discovery.state()}),
             }
         )
 
@@ -114,7 +123,10 @@ class GatewayApp(Starlette):
         return json_response({"ready": True})
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(self._core.metrics(), media_type=_METRICS_TYPE)
+        page = self._core.metrics()
+        if self.discovery is not None:
+            page = page.removesuffix(_METRICS_END) + store_metrics(self.discovery) + _METRICS_END
+        return Response(page, media_type=_METRICS_TYPE)
 
     async def _version(self, _: Request) -> Response:
         return json_response({"version": __version__})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import sys
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
@@ -16,14 +18,19 @@ from granian.server.embed import Server
 
 from nebula_router.config import EngineSettings
 from nebula_router.core import Core, Sim, start_log
+from nebula_router.fleet.discovery import Discovery
+from nebula_router.fleet.open import open_store
 from nebula_router.gateway.app import GatewayApp
 from nebula_router.kinds import address
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from nebula_router.config import Settings, SimSettings
+    from nebula_router.config import Settings
+    from nebula_router.fleet.store import Store
+    from nebula_router.sim_settings import SimSettings
 
+_LOG: Final = logging.getLogger(__name__)
 _SERVER_STOP_S: Final = 0.5
 """Least time that the server gets to hand over the last bytes."""
 _CUT_S: Final = 1.0
@@ -33,8 +40,10 @@ _LEAST_CONNECTIONS: Final = 1024
 """A small `max_inflight` limits requests; probes, metrics and idle clients still get a connection."""
 
 
-def run(settings: Settings, sims: Sequence[SimSettings]) -> None:
+def run(settings: Settings, sims: Sequence[SimSettings], store: Store | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then let streams finish for `gateway.grace_s`; a second signal stops at once.
+
+    Engines come from the settings and from `store`; without one, from the etcd that the settings name, if they do.
 
     Raises:
         ValueError: a setting that the core refuses, by name.
@@ -47,7 +56,7 @@ def run(settings: Settings, sims: Sequence[SimSettings]) -> None:
     if simulated:
         gateway = settings.gateway.model_copy(update={"engines": settings.gateway.engines + simulated})
         settings = settings.model_copy(update={"gateway": gateway})
-    uvloop.run(_serve(settings))
+    uvloop.run(_serve(settings, store))
     for engine in engines:
         engine.stop()
     log.close()
@@ -57,12 +66,42 @@ def run(settings: Settings, sims: Sequence[SimSettings]) -> None:
     os._exit(0)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, store: Store | None) -> None:
     # What was imported stays: looking through it again and again for garbage costs a percent of every request.
     gc.collect()
     gc.freeze()
     core = Core(settings.core_json())
     app = GatewayApp(core, settings)
+    async with _discovered(app, settings, store):
+        await _serve_app(app, core, settings)
+
+
+@asynccontextmanager
+async def _discovered(app: GatewayApp, settings: Settings, store: Store | None) -> AsyncIterator[None]:
+    """Let the engines of `app` follow the store, if there is one."""
+    if store is None and settings.follows_store:
+        store = open_store(settings.store)
+    if store is None:
+        yield
+        return
+    app.discovery = Discovery(store, app.engines.discover)
+    following = asyncio.ensure_future(app.discovery.run())
+    following.add_done_callback(_report)
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await store.close()
+
+
+def _report(following: asyncio.Future[None]) -> None:
+    """Name what ended the discovery, if it did not end with the gateway: the last fleet stays."""
+    if not following.cancelled() and (error := following.exception()) is not None:
+        _LOG.error("the store is not followed any more: %s", error, exc_info=error)
+
+
+async def _serve_app(app: GatewayApp, core: Core, settings: Settings) -> None:
     server = _server(app, settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

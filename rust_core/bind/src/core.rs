@@ -81,7 +81,7 @@ impl Core {
     fn set_fleet(&self, py: Python<'_>, fleet: &[u8]) -> PyResult<()> {
         let fleet: FleetSpec =
             serde_json::from_slice(fleet).map_err(|cause| invalid(format!("fleet: {cause}")))?;
-        self.wire.set_fleet(fleet).map_err(|error| route_to_python(py, error))
+        py.detach(|| self.wire.set_fleet(fleet)).map_err(|error| route_to_python(py, error))
     }
 
     /// Whether the engine `name` gets new requests.

@@ -1,6 +1,6 @@
 //! Engines, ranks and models: one snapshot, swapped in whole, so that a request sees one fleet from start to end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -36,6 +36,9 @@ pub struct Served {
 impl Fleet {
     /// The fleet of `specs`; engines whose spec is unchanged are taken over from `self` with their state.
     ///
+    /// # Cost
+    /// O(engines): a large fleet changes many times a second.
+    ///
     /// # Errors
     /// Two engines of one name, no rank, or a URL that is none.
     pub(crate) fn replaced(
@@ -44,9 +47,11 @@ impl Fleet {
         next: &mut NextIds,
     ) -> Result<Fleet, Error> {
         check(&specs)?;
+        let before: HashMap<&str, &Arc<Engine>> =
+            self.engines.iter().map(|engine| (engine.spec().name.as_str(), engine)).collect();
         let engines = specs.into_iter().map(|spec| {
-            let kept = self.engines.iter().find(|engine| *engine.spec() == spec);
-            kept.cloned().unwrap_or_else(|| {
+            let kept = before.get(spec.name.as_str()).filter(|engine| *engine.spec() == spec);
+            kept.map(|engine| Arc::clone(engine)).unwrap_or_else(|| {
                 let (id, first_rank) = next.take(spec.ranks);
                 Arc::new(Engine::new(id, first_rank, spec))
             })
@@ -81,16 +86,13 @@ impl Fleet {
 
     /// The union of all models by name; the first engine's card stands for all.
     pub(crate) fn models(&self) -> Vec<ModelFact> {
-        let mut models: Vec<ModelFact> = Vec::new();
+        let mut models: BTreeMap<String, ModelFact> = BTreeMap::new();
         for facts in self.engines.iter().filter_map(|engine| engine.facts()) {
             for model in &facts.models {
-                if !models.iter().any(|known| known.id == model.id) {
-                    models.push(model.clone());
-                }
+                models.entry(model.id.clone()).or_insert_with(|| model.clone());
             }
         }
-        models.sort_by(|a, b| a.id.cmp(&b.id));
-        models
+        models.into_values().collect()
     }
 
     pub(crate) fn find(&self, name: &str) -> Result<&Arc<Engine>, Error> {
@@ -128,11 +130,11 @@ impl Fleet {
 
 impl Served {
     fn add(&mut self, engine: &Arc<Engine>, model: &ModelFact) {
-        // An engine may list a name twice (an alias that is a LoRA's name too).
         let len = model.max_model_len.unwrap_or(0);
         self.max_model_len =
             if self.engines.is_empty() { len } else { self.max_model_len.min(len) };
-        if !self.engines.iter().any(|known| known.id() == engine.id()) {
+        // An engine may list a name twice (an alias that is a LoRA's name too); engines come one after the other.
+        if self.engines.last().is_none_or(|last| last.id() != engine.id()) {
             self.engines.push(Arc::clone(engine));
         }
         if let Some(intake) = engine.intake() {
@@ -148,10 +150,11 @@ impl Served {
 }
 
 fn check(specs: &[EngineSpec]) -> Result<(), Error> {
-    for (index, spec) in specs.iter().enumerate() {
+    let mut names = HashSet::with_capacity(specs.len());
+    for spec in specs {
         let bad =
             |why: &str| Err(Error::BadEngine { name: spec.name.clone(), why: why.to_owned() });
-        if specs[..index].iter().any(|other| other.name == spec.name) {
+        if !names.insert(spec.name.as_str()) {
             return bad("this name occurs twice; names must differ");
         }
         if spec.ranks == 0 {

@@ -140,19 +140,30 @@ impl Tree {
     /// # Cost
     /// O(all nodes): for a rank that left or lost its cache, not for single blocks.
     pub fn remove_rank(&mut self, rank: RankId) {
-        let RankId(rank) = rank;
-        for pool in Pool::all(rank) {
-            if let Some(names) = self.names.remove(&pool) {
-                self.names_bytes -= names.bytes();
+        self.remove_ranks(&[rank]);
+    }
+
+    /// The same of several ranks, in one pass.
+    ///
+    /// # Cost
+    /// O(all nodes), however many ranks: fleets change many at once.
+    pub fn remove_ranks(&mut self, ranks: &[RankId]) {
+        for RankId(rank) in ranks {
+            for pool in Pool::all(*rank) {
+                if let Some(names) = self.names.remove(&pool) {
+                    self.names_bytes -= names.bytes();
+                }
             }
+            self.limits.clear(*rank);
         }
-        self.limits.clear(rank);
-        let held = |node: &Node| node.holder(rank).is_some() || node.lowers.of(rank).span() > 0;
+        let holds = |node: &Node, RankId(rank): &RankId| {
+            node.holder(*rank).is_some() || node.lowers.of(*rank).span() > 0
+        };
         for id in 0..self.arena.slots() {
-            if self.arena.node(id).is_some_and(held) {
+            if self.arena.node(id).is_some_and(|node| ranks.iter().any(|rank| holds(node, rank))) {
                 self.arena.edit(id, |node| {
-                    node.holders.retain(|holder| holder.rank != rank);
-                    node.lowers.forget(rank);
+                    node.holders.retain(|holder| !ranks.contains(&RankId(holder.rank)));
+                    ranks.iter().for_each(|RankId(rank)| node.lowers.forget(*rank));
                 });
                 self.loosen(id);
             }

@@ -36,6 +36,8 @@ pub struct Config {
     pub ca_file: Option<String>,
     /// Requests in flight before new ones are refused with 429.
     pub max_inflight: u32,
+    /// Whether the engines are routers: what they say of their choice is what the client is told.
+    pub fronts_routers: bool,
     /// Whether a client's own `kv_transfer_params` reach the engine.
     pub trust_kv_transfer_params: bool,
     /// How prompts become tokens.

@@ -14,6 +14,7 @@ use nebula_route::{Choice, Engine, EngineId, Outcome};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
+use crate::config::Config;
 use crate::context::Context;
 use crate::endpoint::{Endpoint, Shape};
 use crate::error::{Error, Retry};
@@ -80,7 +81,7 @@ async fn answer(
     sender: &Sender,
     record: &mut Record,
 ) -> Result<(), Error> {
-    let debug = request.headers.get(net::DEBUG).is_some_and(|value| value == "1");
+    let debug = net::is_debug(&request.headers) && !context.config.fronts_routers;
     let (request, prompt) = read_prompt(context, request).await?;
     context.metrics.keyed(prompt.key.origin);
     record.prompt(&prompt, debug);
@@ -151,7 +152,7 @@ async fn first_answer(
     let says_when_prefilled = prompt.streamed || !request.endpoint.shape.generates();
     let prefill_tokens_per_second =
         (!says_when_prefilled).then_some(context.config.prefill_tokens_per_second);
-    let call = call(request, prompt)?;
+    let call = call(request, prompt, &context.config)?;
     let mut tried: Vec<EngineId> = Vec::new();
     let mut last = None;
     loop {
@@ -267,9 +268,13 @@ fn broken(engine: &str, cause: &hyper::Error) -> Error {
     Error::broken(engine, &cause.to_string())
 }
 
-fn call(request: Request, prompt: &Prompt) -> Result<Call, Error> {
+fn call(request: Request, prompt: &Prompt, config: &Config) -> Result<Call, Error> {
     let mut headers = request.headers;
+    let router_explains = config.fronts_routers && net::is_debug(&headers);
     net::to_engine(&mut headers, request.endpoint.shape == Shape::Form);
+    if router_explains {
+        headers.insert(net::DEBUG, HeaderValue::from_static("1"));
+    }
     let path_and_query = if request.query.is_empty() {
         PathAndQuery::from_static(request.endpoint.path)
     } else {

@@ -1,6 +1,6 @@
 //! Probes and facts of every engine: one task each, started and stopped as the fleet changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ impl Health {
     pub(crate) fn follow(context: &Arc<Context>, tasks: &Tasks) {
         let engines = context.router.engines();
         let mut watched = context.health.watched.lock();
-        let kept = |id: EngineId| engines.iter().any(|engine| engine.id() == id);
+        let ids: HashSet<EngineId> = engines.iter().map(|engine| engine.id()).collect();
+        let kept = |id: EngineId| ids.contains(&id);
         context.events.retain(kept);
         context.conformance.retain(kept);
         context.checks.retain(kept);

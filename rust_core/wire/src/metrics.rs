@@ -1,9 +1,11 @@
 //! The Prometheus registry. Every series of an engine exists from the moment the engine is known.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nebula_route::{Engine, Status};
+use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::context::Context;
-use crate::endpoint::{ENDPOINTS, Endpoint};
+use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::prompt::Origin;
 use crate::usage::Usage;
@@ -54,6 +56,8 @@ type SecondsFamily = Family<OfEngine, Histogram, fn() -> Histogram>;
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<OfRequest, Counter>,
+    /// The paths and statuses that `requests` has series of: the family itself cannot be walked through.
+    answered: Mutex<BTreeSet<(&'static str, u16)>>,
     ttft: SecondsFamily,
     duration: SecondsFamily,
     routing: Histogram,
@@ -79,6 +83,7 @@ impl Metrics {
         let metrics = Metrics {
             registry: Registry::with_prefix("nebula"),
             requests: Family::default(),
+            answered: Mutex::default(),
             ttft: Family::new_with_constructor(|| Histogram::new(TTFT_BUCKETS)),
             duration: Family::new_with_constructor(|| Histogram::new(TOTAL_BUCKETS)),
             routing: Histogram::new(ROUTE_BUCKETS),
@@ -208,7 +213,12 @@ impl Metrics {
 
     pub(crate) fn request(&self, endpoint: Endpoint, engine: &str, status: u16, took: Duration) {
         let labels = OfRequest { path: endpoint.path, engine: engine.to_owned(), status };
-        self.requests.get_or_create(&labels).inc();
+        if let Some(requests) = self.requests.get(&labels) {
+            requests.inc();
+        } else {
+            self.answered.lock().insert((endpoint.path, status));
+            self.requests.get_or_create(&labels).inc();
+        }
         self.duration.get_or_create(&of_engine(engine)).observe(took.as_secs_f64());
     }
 
@@ -245,11 +255,8 @@ impl Metrics {
         }
         self.ttft.remove(&labels);
         self.duration.remove(&labels);
-        for endpoint in ENDPOINTS {
-            for status in 100..600 {
-                let engine = engine.to_owned();
-                self.requests.remove(&OfRequest { path: endpoint.path, engine, status });
-            }
+        for (path, status) in self.answered.lock().iter() {
+            self.requests.remove(&OfRequest { path, engine: engine.to_owned(), status: *status });
         }
     }
 

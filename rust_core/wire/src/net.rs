@@ -33,6 +33,11 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
+/// Whether the client wants to know how its request was routed.
+pub(crate) fn is_debug(headers: &HeaderMap) -> bool {
+    headers.get(DEBUG).is_some_and(|value| value == "1")
+}
+
 /// Removes what belongs to the client's connection and what this hop sets itself.
 ///
 /// `Accept-Encoding` goes too: replies pass byte for byte and their last chunk is read, so they come uncompressed.

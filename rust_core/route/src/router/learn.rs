@@ -1,11 +1,12 @@
 //! What the router is told of its engines: by their owner, by themselves, and by how they answer.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Router;
 use crate::engine::{Engine, EngineSpec, Facts, Intake, KeySource, KeySpec, ModelFact};
 use crate::fleet::{Fleet, Served};
-use crate::{Error, Millis, Outcome, Probe};
+use crate::{Error, Millis, Outcome, Probe, RankId};
 
 impl Router {
     /// The fleet of now.
@@ -21,13 +22,14 @@ impl Router {
         let mut next_ids = self.next_ids.lock();
         let before = self.fleet.load();
         let after = before.replaced(specs, &mut next_ids)?;
-        let stays = |engine: &Engine| after.engines().iter().any(|other| other.id() == engine.id());
+        let stay: HashSet<_> = after.engines().iter().map(|engine| engine.id()).collect();
         let gone: Vec<_> =
-            before.engines().iter().filter(|engine| !stays(engine)).cloned().collect();
+            before.engines().iter().filter(|engine| !stay.contains(&engine.id())).collect();
         self.fleet.store(after);
-        for engine in &gone {
-            self.forget(engine);
-            engine.ranks().for_each(|rank| self.tree.limit(rank, None));
+        let ranks: Vec<RankId> = gone.iter().flat_map(|engine| engine.ranks()).collect();
+        if !ranks.is_empty() {
+            self.tree.remove_ranks(&ranks);
+            ranks.iter().for_each(|rank| self.tree.limit(*rank, None));
         }
         Ok(())
     }

@@ -83,7 +83,12 @@ impl SharedTree {
 
     /// As [`Tree::remove_rank`].
     pub fn remove_rank(&self, rank: RankId) {
-        self.write().remove_rank(rank);
+        self.remove_ranks(&[rank]);
+    }
+
+    /// As [`Tree::remove_ranks`].
+    pub fn remove_ranks(&self, ranks: &[RankId]) {
+        self.write().remove_ranks(ranks);
     }
 
     /// As [`Tree::expire`].

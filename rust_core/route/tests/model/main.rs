@@ -26,7 +26,7 @@ const LATE: Millis = 1 << 40;
 enum Step {
     Note { rank: u32, chain: Vec<u64>, until: Millis },
     Apply { rank: u32, tier: Tier, event: Event },
-    RemoveRank(u32),
+    RemoveRanks(Vec<u32>),
     Expire(Millis),
     Limit { rank: u32, blocks: u64 },
 }
@@ -56,7 +56,7 @@ impl ReferenceStateMachine for Machine {
                 any_event(model.names(rank, tier), parents)
                     .prop_map(move |event| Step::Apply { rank, tier, event })
             }),
-            1 => (0..RANKS).prop_map(Step::RemoveRank),
+            1 => vec(0..RANKS, 1..3).prop_map(Step::RemoveRanks),
             2 => (0..8_u64).prop_map(move |passed| Step::Expire(now + passed)),
             1 => (0..30_u64).prop_map(|blocks| Step::Limit { rank: LIMITED, blocks }),
         ]
@@ -213,7 +213,9 @@ fn take(tree: &mut Tree, step: &Step) -> Applied {
     match step {
         Step::Note { rank, chain, until } => tree.note_route(RankId(*rank), chain, *until),
         Step::Apply { rank, tier, event } => return tree.apply_tier(RankId(*rank), *tier, event),
-        Step::RemoveRank(rank) => tree.remove_rank(RankId(*rank)),
+        Step::RemoveRanks(ranks) => {
+            tree.remove_ranks(&ranks.iter().copied().map(RankId).collect::<Vec<_>>());
+        }
         Step::Expire(now) => tree.expire(*now),
         Step::Limit { rank, blocks } => tree.limit(RankId(*rank), Some(*blocks)),
     }

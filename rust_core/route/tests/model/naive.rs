@@ -45,8 +45,8 @@ impl Model {
         match step {
             Step::Note { rank, chain, until } => self.note(*rank, chain, *until),
             Step::Apply { rank, tier, event } => return self.apply(*rank, *tier, event),
-            Step::RemoveRank(rank) => {
-                self.ranks.remove(rank);
+            Step::RemoveRanks(ranks) => {
+                self.ranks.retain(|rank, _| !ranks.contains(rank));
             }
             Step::Expire(now) => {
                 self.now = self.now.max(*now);

@@ -100,8 +100,11 @@ fn held(strip: &mut Option<Strip>) -> Option<Bytes> {
 fn client_headers(answer: &mut Answer, record: &Record) -> HeaderMap {
     let mut headers = std::mem::take(&mut answer.headers);
     net::to_client(&mut headers);
-    let spec = answer.choice.engine.spec();
-    headers.insert(net::ENGINE, text_value(&spec.name));
+    let router_named_it =
+        record.context().config.fronts_routers && headers.contains_key(net::ENGINE);
+    if !router_named_it {
+        headers.insert(net::ENGINE, text_value(&answer.choice.engine.spec().name));
+    }
     headers.insert(net::REQUEST_ID, record.request_id().clone());
     if is_overloaded(answer.status) && !headers.contains_key(RETRY_AFTER) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));

@@ -32,6 +32,7 @@ fn config(trust_kv_transfer_params: bool) -> Config {
         facts_interval_ms: 1,
         ca_file: None,
         max_inflight: 1,
+        fronts_routers: false,
         trust_kv_transfer_params,
         log_requests: false,
         log_prompt_hashes: false,
