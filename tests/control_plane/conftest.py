@@ -9,9 +9,9 @@ import httpx
 import pytest
 from tests.gateway.wait import until
 
-from nebula_router.config import SimSettings
 from nebula_router.control_plane import ControlPlaneManager, ExecutionInstance, RequestMetadata, RequestStatus
 from nebula_router.core import Sim
+from nebula_router.sim_settings import SimSettings
 
 MODEL = "tiny"
 LONG = 20_000
