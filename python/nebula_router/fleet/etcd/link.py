@@ -7,10 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-import grpc.aio
-
-from nebula_router.fleet.etcd.rpc import message, methods
+from nebula_router.fleet.etcd.rpc import grpc, message, methods
 from nebula_router.fleet.store import StoreDownError, StoreError, WatchLostError
 
 if TYPE_CHECKING:

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import grpc
-import grpc.aio
-
 from nebula_router.fleet.etcd.link import Link, RefusedError
-from nebula_router.fleet.etcd.rpc import message
+from nebula_router.fleet.etcd.rpc import grpc, message
 from nebula_router.fleet.store import StoreDownError, StoreError
 
 if TYPE_CHECKING:
