@@ -121,8 +121,10 @@ class EtcdStore:
             return
         self._closed = True
         if self._thread is not None and self._pid == os.getpid():
-            await self._thread.run(self._end())
-            await self._thread.stop()
+            try:
+                await self._thread.run(self._end())
+            finally:
+                await self._thread.stop()
 
     async def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """The outcome of work on the I/O thread, within the timeout."""
