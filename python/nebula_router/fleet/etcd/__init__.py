@@ -2,6 +2,7 @@
 
 =========  ================================================================
 `store`    the operations as the caller's event loop sees them
+`feed`     what a watch brings, on its way to the caller's event loop
 `thread`   the event loop of the I/O, in its thread
 `client`   questions, and the watch over a connection that has watches
 `link`     one connection; what its errors mean

@@ -12,10 +12,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import grpc
-
 from nebula_router.fleet.etcd.link import RefusedError
-from nebula_router.fleet.etcd.rpc import message
+from nebula_router.fleet.etcd.rpc import grpc, message
 from nebula_router.fleet.store import StoreError
 
 if TYPE_CHECKING:

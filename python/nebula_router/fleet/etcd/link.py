@@ -7,10 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-import grpc.aio
-
-from nebula_router.fleet.etcd.rpc import message, methods
+from nebula_router.fleet.etcd.rpc import grpc, message, methods
 from nebula_router.fleet.store import StoreDownError, StoreError, WatchLostError
 
 if TYPE_CHECKING:
@@ -31,15 +28,23 @@ class RefusedError(StoreError):
 
 
 class Link:
-    """Requests over one channel. It is given up, with all that runs on it, as soon as etcd is silent."""
+    """Requests over one channel. It is given up, with all that runs on it, as soon as etcd is silent.
 
-    def __init__(self, endpoint: str, channel: grpc.aio.Channel, user: tuple[str, str] | None) -> None:
+    Args:
+        endpoint: Where it leads.
+        channel: Its own from now on.
+        user: Name and password, if etcd asks for them.
+        fair_s: Silence shorter than that means nothing.
+    """
+
+    def __init__(self, endpoint: str, channel: grpc.aio.Channel, user: tuple[str, str] | None, fair_s: float) -> None:
         self.endpoint = endpoint
         self.given_up: str | None = None
         """Why it cannot be used any more."""
         self._channel = channel
         self._methods = {name: method for service in _SERVICES for name, method in methods(channel, service).items()}
         self._user = user
+        self._fair_s = fair_s
         self._metadata: _Metadata = ()
         self._heard_s = 0.0
 
@@ -119,11 +124,14 @@ class Link:
             yield
         except grpc.aio.AioRpcError as error:
             raise await self._told(error, began_s) from None
-        except (asyncio.CancelledError, asyncio.InvalidStateError, grpc.aio.UsageError):
-            # A channel that was closed ends its calls in these ways, too.
+        except asyncio.CancelledError:
+            # A channel that is closed cancels its calls.
             if self.given_up is None:
                 raise
             raise self._down(self.given_up) from None
+        except (asyncio.InvalidStateError, grpc.aio.UsageError):
+            # What it says on a call that has ended, and after that.
+            raise self._down(self.given_up or "the call ended early") from None
         self._heard_s = time.monotonic()
 
     async def _told(self, error: grpc.aio.AioRpcError, began_s: float) -> StoreError:
@@ -132,9 +140,10 @@ class Link:
             await self.give_up(details)
             return self._down(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            why = f"no answer within {time.monotonic() - began_s:.1f} s"
+            took_s = time.monotonic() - began_s
+            why = f"no answer within {took_s:.1f} s"
             # One slow answer beside others that came is no reason to break every watch.
-            if self._heard_s <= began_s:
+            if self._heard_s <= began_s and took_s >= self._fair_s:
                 await self.give_up(why)
             return self._down(why)
         return RefusedError(f"etcd at {self.endpoint} refused: {details}{self._advice(code)}", code)
@@ -146,9 +155,7 @@ class Link:
 
     def _advice(self, code: grpc.StatusCode) -> str:
         if code is grpc.StatusCode.PERMISSION_DENIED:
-            return (
-                "" if self._user is None else f"; user {self._user[0]!r} needs a role with the keys under etcd_prefix"
-            )
+            return f"; user {self._user[0]!r} needs a role with the keys under etcd_prefix" if self._user else ""
         if code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED}:
             return "; it may want etcd_user and etcd_password" if self._user is None else "; check etcd_password"
         return ""

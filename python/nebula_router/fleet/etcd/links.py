@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import grpc
-import grpc.aio
-
 from nebula_router.fleet.etcd.link import Link, RefusedError
-from nebula_router.fleet.etcd.rpc import message
+from nebula_router.fleet.etcd.rpc import grpc, message
 from nebula_router.fleet.store import StoreDownError, StoreError
 
 if TYPE_CHECKING:
@@ -118,7 +115,7 @@ class Links:
             channel = grpc.aio.insecure_channel(url.netloc, options=_OPTIONS)
         name, password = self._settings.etcd_user, self._settings.etcd_password
         user = None if name is None else (name, "" if password is None else password.get_secret_value())
-        return Link(endpoint, channel, user)
+        return Link(endpoint, channel, user, self._settings.timeout_s / 4)
 
     def _credentials(self) -> grpc.ChannelCredentials:
         files = {name: getattr(self._settings, name) for name in ("etcd_ca_file", "etcd_key_file", "etcd_cert_file")}

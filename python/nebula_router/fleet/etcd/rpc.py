@@ -7,21 +7,48 @@ not run: for the descriptors in it, of which messages and methods are made in a 
 
 from __future__ import annotations
 
+import os
 import re
 from ast import literal_eval
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
+__all__ = ["grpc", "message", "methods"]
+
+_FORKS: Final = "GRPC_ENABLE_FORK_SUPPORT"
 _FILES: Final = ("kv", "auth", "rpc")
 _PACKAGE: Final = "etcdserverpb"
 _DESCRIPTOR: Final = re.compile(r"serialized_pb=_b\(('(?:[^'\\]|\\.)*')\)")
 """A file's descriptor in what was generated from it, as a literal with a character for each byte."""
+
+
+def _grpc() -> object:
+    """The package grpc without its handlers of forks, which write to stderr for each process that uvloop starts.
+
+    They serve a forked process that goes on with gRPC, which a store refuses. gRPC looks at the setting when it is
+    imported; whoever has made it is heard.
+    """
+    given = os.environ.get(_FORKS)
+    os.environ.setdefault(_FORKS, "0")
+    try:
+        import_module("grpc.aio")
+        return import_module("grpc")
+    finally:
+        if given is None:
+            del os.environ[_FORKS]
+
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
+else:
+    grpc = _grpc()
 
 
 def _pool() -> DescriptorPool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nebula_router.fleet.etcd.client import Client
+from nebula_router.fleet.etcd.feed import Feed
 from nebula_router.fleet.etcd.leases import Leases
 from nebula_router.fleet.etcd.rpc import message
 from nebula_router.fleet.etcd.thread import IoThread
@@ -23,6 +25,7 @@ from nebula_router.fleet.store import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Sequence
+    from concurrent.futures import Future
 
     from nebula_router.fleet.settings import StoreSettings
 
@@ -99,18 +102,18 @@ class EtcdStore:
     async def watch(self, prefix: str, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
         """Yield the changes under `prefix` after the revision, in batches.
 
-        etcd itself is the queue: what is not asked for stays there, until it is compacted.
+        A consumer that is slow is never lost for that: what it does not take stays in etcd, until it is compacted.
         """
         start = self._stored(prefix, is_prefix=True)
         request = message("WatchCreateRequest")(key=start, range_end=_after(start), start_revision=after_revision + 1)
-        feed = _Feed(self._client.watch(request, after_revision))
+        feed: Feed[Change] = Feed()
+        pumped = self._begin(feed.pump(self._changes(request, after_revision)), None)
+        pumped.add_done_callback(feed.end)
         try:
             while True:
-                events = await self._run(feed.next(), is_bounded=False)
-                yield [self._change(event) for event in events]
+                yield await feed.next()
         finally:
-            if not self._closed:
-                await self._run(feed.close())
+            pumped.cancel()
 
     async def close(self) -> None:
         """Let go: this object's keys with a ttl are gone, and so is the thread. Idempotent."""
@@ -118,22 +121,24 @@ class EtcdStore:
             return
         self._closed = True
         if self._thread is not None and self._pid == os.getpid():
-            await self._thread.run(self._end())
-            await self._thread.stop()
+            try:
+                await self._thread.run(self._end())
+            finally:
+                await self._thread.stop()
 
-    async def _run(self, work: Coroutine[Any, Any, T], *, is_bounded: bool = True) -> T:
-        """The outcome of work on the I/O thread."""
+    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The outcome of work on the I/O thread, within the timeout."""
+        return await asyncio.wrap_future(self._begin(work, self._timeout_s))
+
+    def _begin(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> Future[T]:
         if self._closed or self._pid != os.getpid():
             work.close()
-            raise StoreClosedError(
-                "the store was closed"
-                if self._closed
-                else "the store was opened by another process, which this is a fork of"
-            )
+            why = "it was closed" if self._closed else "another process opened it, of which this one is a fork"
+            raise StoreClosedError(f"the store cannot be used: {why}")
         if self._thread is None:
             self._thread = IoThread("nebula-store")
             weakref.finalize(self, self._thread.kill)
-        return await self._thread.run(self._bounded(work, self._timeout_s if is_bounded else None))
+        return self._thread.begin(self._bounded(work, timeout_s))
 
     async def _bounded(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
         task = asyncio.ensure_future(work)
@@ -157,6 +162,11 @@ class EtcdStore:
         await self._leases.close()
         await self._client.close()
 
+    async def _changes(self, request: object, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
+        async with aclosing(self._client.watch(request, after_revision)) as answers:
+            async for events in answers:
+                yield [self._change(event) for event in events]
+
     def _stored(self, key: str, *, is_prefix: bool = False) -> bytes:
         return self._prefix + (checked_prefix(key) if is_prefix else checked_key(key)).encode(errors=_UNFIT)
 
@@ -169,23 +179,6 @@ class EtcdStore:
     def _change(self, event: Any) -> Change:  # noqa: ANN401 - made at run time
         pair = event.kv
         return Change(self._key(pair.key), None if event.type else self._entry(pair), pair.mod_revision)
-
-
-class _Feed:
-    """A watch on the I/O thread, asked from another."""
-
-    def __init__(self, answers: AsyncGenerator[Sequence[Any], None]) -> None:
-        self._answers = answers
-        # A question that is being cancelled still has the generator.
-        self._asking = asyncio.Lock()
-
-    async def next(self) -> Sequence[Any]:
-        async with self._asking:
-            return await anext(self._answers)
-
-    async def close(self) -> None:
-        async with self._asking:
-            await self._answers.aclose()
 
 
 def _after(prefix: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -29,7 +30,11 @@ class IoThread:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The outcome of the coroutine, which runs in the thread; it is cancelled if the caller is."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return await asyncio.wrap_future(self.begin(work))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """The same without waiting for it; cancelling what is returned cancels the work."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def stop(self) -> None:
         """Cancel what runs, and return when the thread is gone."""
