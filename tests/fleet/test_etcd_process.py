@@ -62,6 +62,20 @@ def test_a_program_that_forgets_to_close_ends_in_silence(shared_etcd: Etcd) -> N
     ends_in_silence("-X", "dev", *program(shared_etcd, '    await anext(store.watch("/", 0))'))
 
 
+def test_a_watch_that_is_left_just_before_the_end_makes_no_noise(shared_etcd: Etcd) -> None:
+    leaves = """
+    for _ in range(20):
+        watch = store.watch("/", 0)
+        waiting = asyncio.ensure_future(anext(watch))
+        await store.get("/program")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    await store.close()
+    await store.close()
+"""
+    ends_in_silence("-X", "dev", *program(shared_etcd, leaves))
+
+
 def test_a_process_that_starts_others_under_uvloop_hears_nothing_of_it(shared_etcd: Etcd) -> None:
     starts = f"""
     for _ in range(3):

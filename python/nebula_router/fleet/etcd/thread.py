@@ -34,7 +34,7 @@ class IoThread:
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """The same without waiting for it; cancelling what is returned cancels the work."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(_seen(work), self._loop)
 
     async def stop(self) -> None:
         """Cancel what runs, and return when the thread is gone."""
@@ -65,6 +65,14 @@ class IoThread:
             self._loop.close()
             if self._ended is not None:
                 self._home.call_soon_threadsafe(self._ended.set_result, None)
+
+
+async def _seen(work: Coroutine[Any, Any, T]) -> T:
+    """The same, and asyncio has no complaint of an error that came when nobody waited for the work any more."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return await work
 
 
 async def _cancel_rest() -> None:
