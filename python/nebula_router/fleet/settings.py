@@ -8,6 +8,8 @@ from pydantic_settings import NoDecode
 from nebula_router.kinds import Address, Flag, Group, Secret, StoreUrl, words
 
 DEFAULT_ETCD: Final = "http://127.0.0.1:2379"
+FAKE: Final = r"[1-9][0-9]{0,3}x[1-9][0-9]{0,6}(MiB|GiB)"
+"""Invented GPUs of one size, like `2x24GiB`."""
 
 
 class StoreSettings(Group):
@@ -60,12 +62,20 @@ class NodeSettings(Group):
     )
     gpus: Annotated[str, Flag("--gpus")] = Field(
         "auto",
-        description="auto (those of NVML that CUDA_VISIBLE_DEVICES allows), none, or invented ones like fake:2x24GiB.",
+        pattern=rf"^(auto|none|fake:{FAKE}(,{FAKE})*)$",
+        description="auto (those of NVML that CUDA_VISIBLE_DEVICES allows), none, or invented ones like "
+        "fake:1x80GiB,2x24GiB.",
     )
     vllm_port: Annotated[int, Flag("--vllm-port")] = Field(
         10814, ge=1, le=65535, description="First port for engines; they take the first free ones from there."
     )
-    port_count: int = Field(64, ge=1, le=10_000, description="Ports from there on that engines may have.")
+    port_count: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Ports from there on that engines may have; KV events "
+        "and hand-offs have some of the four times as many after them.",
+    )
     engine_host: str = Field("0.0.0.0", min_length=1, description="Address that engines listen on.")  # noqa: S104
     engine: Annotated[Literal["vllm", "sim", "podman", "docker"], Flag("--engine-type")] = Field(
         "vllm", description="What is started for a replica, where its placement does not say."
@@ -73,15 +83,30 @@ class NodeSettings(Group):
     engine_command: Annotated[str | None, Flag("--engine-command")] = Field(
         None,
         min_length=1,
-        description="Command in place of that, with {model}, {served}, {host}, {port}, {gpus}, {config} and {args}.",
+        description="Command in place of that, with {model}, {served}, {host}, {port}, {gpus}, {config} (a YAML file) "
+        "and {args}.",
     )
     docker_image: Annotated[str, Flag("--docker-image")] = Field(
         "docker.io/vllm/vllm-openai:latest", min_length=1, description="Image for podman and docker."
     )
+    model_cache: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of models that containers get; without one, the Hugging Face cache of the node's user.",
+    )
+    on_stop: Literal["keep", "stop"] = Field(
+        "keep",
+        description="Whether engines run on when the node gets SIGTERM, for the next start to take over, or are "
+        "drained and stopped. Ctrl-C always stops them.",
+    )
+    log_level: Annotated[Literal["debug", "info", "warn", "error"], Flag("--log-level")] = Field(
+        "info", description="Least severe line of the node's own log."
+    )
     state_dir: Annotated[str | None, Flag("--state-dir")] = Field(
         None,
         min_length=1,
-        description="Folder for logs and what a restart must know; without one, in the user's state.",
+        description="Folder for logs and what a restart must know, one below it per node; without one, "
+        "$XDG_STATE_HOME/nebula or ~/.local/state/nebula.",
     )
     log_max_mb: int = Field(64, ge=1, le=65536, description="Size at which an engine's log is turned over.")
     log_keep: int = Field(3, ge=0, le=100, description="Old logs kept per replica.")
@@ -108,7 +133,7 @@ class NodeSettings(Group):
         10,
         ge=0,
         le=1000,
-        description="Starts in a row that failed, after which a replica is given up until its plan changes.",
+        description="Starts in a row that failed, after which a replica is given up until its plan changes; 0: never.",
     )
 
 
