@@ -16,6 +16,7 @@ from typer.main import get_command
 import nebula_router
 from nebula_router.config import GatewaySettings, Settings
 from nebula_router.flags import takes_settings
+from nebula_router.fleet import node_command
 from nebula_router.reference import as_toml, page
 from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import ConfigError, load
@@ -34,7 +35,6 @@ _Url = Annotated[
     ),
 ]
 _NOT_YET: Final = {
-    "node": "the manager of one machine's GPUs",
     "scheduler": "the service that places models on machines",
 }
 
@@ -59,6 +59,7 @@ config_app = typer.Typer(
     epilog=_example("nebula config show", "nebula config check gateway.toml", "nebula config docs"),
 )
 app.add_typer(config_app, name="config")
+node_command.register(app)
 
 
 @app.callback(invoke_without_command=True)
