@@ -6,6 +6,8 @@ reference  settings as people see them: names, bounds, the page
 flags      settings as command-line flags
 core       the Rust core: the only module that imports the extension
 gateway    the Starlette app
+fleet      nodes, placements, engines that come and go: the store and who works with it
+control_plane  requests scheduled from Python
 bench      the measurements
 cli        the command `nebula`
 """

@@ -37,7 +37,7 @@ def open_gpus(wanted: str, visible: str | None) -> Gpus:
 
     Args:
         wanted: The setting.
-        visible: `CUDA_VISIBLE_DEVICES` of the node, by which `auto` is narrowed.
+        visible: `CUDA_VISIBLE_DEVICES` of the node, which leaves out all GPUs that it does not name.
 
     Raises:
         ValueError: `wanted` is something else.
@@ -45,7 +45,7 @@ def open_gpus(wanted: str, visible: str | None) -> Gpus:
     if wanted == "none":
         return FakeGpus(())
     if wanted.startswith("fake:"):
-        return FakeGpus(_fakes(wanted.removeprefix("fake:")))
+        return FakeGpus(_fakes(wanted.removeprefix("fake:"), visible))
     if wanted == "auto":
         return _nvml(visible)
     raise ValueError(f"GPUs {wanted!r}: expected auto, none, or sizes like fake:2x24GiB")
@@ -122,17 +122,17 @@ class _Device:
     handle: Any
 
 
-def _fakes(text: str) -> list[GpuStatus]:
+def _fakes(text: str, visible: str | None) -> list[GpuStatus]:
     sizes: list[int] = []
     for part in text.split(","):
         if re.fullmatch(FAKE, part.strip()) is None:
             raise ValueError(f"GPUs fake:{text}: expected sizes like fake:2x24GiB or fake:1x80GiB,2x24GiB")
         count, _, size = part.strip().partition("x")
         sizes += [int(size[:-3]) * (1024 if size.endswith("GiB") else 1)] * int(count)
-    return [
-        GpuStatus(index=index, memory_total_mb=size, uuid=f"GPU-fake-{index}", name="fake")
-        for index, size in enumerate(sizes)
-    ]
+    # No uuid: that would make those of two invented machines the same GPUs.
+    gpus = [GpuStatus(index=index, memory_total_mb=size, name="fake") for index, size in enumerate(sizes)]
+    devices = [_Device(gpu.index, str(gpu.index), "", gpu) for gpu in gpus]
+    return [device.handle for device in _visible(devices, visible)]
 
 
 def _nvml(visible: str | None) -> Gpus:

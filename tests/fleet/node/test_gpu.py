@@ -154,6 +154,15 @@ def test_gpus_may_be_invented() -> None:
     assert open_gpus("none", "0").read() == ()
 
 
+def test_invented_gpus_are_narrowed_as_real_ones_are() -> None:
+    assert [gpu.index for gpu in open_gpus("fake:3x24GiB", "2,0").read()] == [2, 0]
+    assert open_gpus("fake:3x24GiB", "").read() == ()
+
+
+def test_invented_gpus_of_two_nodes_are_not_the_same() -> None:
+    assert [gpu.uuid for gpu in open_gpus("fake:2x24GiB", None).read()] == [None, None]
+
+
 @pytest.mark.parametrize("wrong", ["all", "fake:", "fake:2", "fake:0x24GiB", "fake:2x24GB", "fake:2x24GiB,"])
 def test_other_words_are_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match="GPUs"):
