@@ -256,6 +256,8 @@ class Pool(Record):
     port: int | None = Field(None, ge=1, le=65535)
     force: bool = False
     """Whether it is placed even where it does not fit."""
+    scaled_at_ms: int | None = None
+    """When a scheduler last changed `replicas` by load."""
 
 
 class ModelSpec(Record):
