@@ -94,6 +94,7 @@ def test_help_of_a_command_lists_the_flag_of_each_setting_but_secrets(command: s
         ["config"],
         ["config", "show"],
         ["router"],
+        ["scheduler"],
         ["config", "check"],
         ["config", "docs"],
     ],
@@ -102,16 +103,6 @@ def test_each_command_has_help_with_an_example(command: list[str], run: Run) -> 
     ran = run(*command, "--help")
     assert ran.status == 0
     assert "nebula " + " ".join(command) in ran.out.partition("Examples")[2]
-
-
-@pytest.mark.parametrize("name", ["scheduler"])
-@pytest.mark.parametrize("arguments", [[], ["--gpus", "all"]])
-def test_what_is_not_there_yet_says_so(name: str, arguments: list[str], run: Run) -> None:
-    script = getattr(import_module("nebula_router.cli"), f"main_{name}")
-    for ran in (run(name, *arguments), run(*arguments, command=script)):
-        line = refused(ran)
-        assert line.startswith(f"nebula {name}: ")
-        assert "not part of this version" in line
 
 
 def test_each_script_of_the_package_is_there() -> None:

@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -16,7 +15,7 @@ from typer.main import get_command
 import nebula_router
 from nebula_router.config import GatewaySettings, Settings
 from nebula_router.flags import takes_settings
-from nebula_router.fleet import node_command
+from nebula_router.fleet import node_command, scheduler_command
 from nebula_router.reference import as_toml, page
 from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import ConfigError, load
@@ -34,9 +33,6 @@ _Url = Annotated[
         "--url", metavar="URL", help="The gateway; without it, the one of gateway.listen.", show_default=False
     ),
 ]
-_NOT_YET: Final = {
-    "scheduler": "the service that places models on machines",
-}
 
 app = typer.Typer(
     name="nebula",
@@ -60,6 +56,7 @@ config_app = typer.Typer(
 )
 app.add_typer(config_app, name="config")
 node_command.register(app)
+scheduler_command.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -244,22 +241,6 @@ def top(
     from nebula_router.remote import Remote
 
     watching.top(Remote.of(settings.gateway, url, watching.TIMEOUT_S), interval, once=once, as_json=as_json)
-
-
-def _refusal(name: str, what: str) -> Callable[[], None]:
-    """A command that says that it is not there yet."""
-
-    def refuse() -> None:
-        _fail(
-            f"nebula {name}",
-            f"{what} is not part of this version; `nebula gateway --engine URL` serves engines that you start yourself",
-        )
-
-    return refuse
-
-
-for _name, _what in _NOT_YET.items():
-    app.command(_name, help=f"Not in this version: {_what}.", context_settings=_ANY)(_refusal(_name, _what))
 
 
 @config_app.command(epilog=_example("nebula config show", "nebula config show --config gateway.toml --json"))

@@ -41,8 +41,8 @@ def _command(*, settings: Settings) -> None:
     With --on-stop stop it drains and stops them instead, and so does Ctrl-C in any case; a second signal does not
     wait for their requests. To empty a machine that goes away, use --on-stop stop.
     """
-    from nebula_router.fleet.claim import NodeTakenError  # noqa: PLC0415 - `--help` stays fast
-    from nebula_router.fleet.store import StoreError  # noqa: PLC0415
+    from nebula_router.fleet.claim import NodeTakenError
+    from nebula_router.fleet.store import StoreError
 
     _log_to_stderr(settings.node.log_level)
     try:
@@ -55,8 +55,8 @@ def _command(*, settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    from nebula_router.fleet.node import Node, own_host  # noqa: PLC0415
-    from nebula_router.fleet.open import open_store  # noqa: PLC0415
+    from nebula_router.fleet.node import Node, own_host
+    from nebula_router.fleet.open import open_store
 
     store = open_store(settings.store)
     node = Node(store, settings.node, host=own_host(settings.store.endpoints))

@@ -150,6 +150,16 @@ class SchedulerSettings(Group):
         le=3600,
         description="Time after which replicas of a node that is gone move elsewhere; its lease is over by then.",
     )
+    settle_s: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Time after its start, or after the store came back, in which no node is taken for gone; their "
+        "lease is over by then if they are.",
+    )
+    drain_grace_s: float = Field(
+        60.0, ge=0, le=86400, description="Longest time that a replica one too many gets to end its requests."
+    )
     autoscale: bool = Field(True, description="Choose the number of replicas of models that have bounds for it.")
     scale_up_kv_usage: float = Field(0.8, ge=0, le=1, description="Mean KV cache use above which one replica is added.")
     scale_up_waiting: float = Field(5.0, ge=0, le=10_000, description="Mean waiting requests likewise.")
