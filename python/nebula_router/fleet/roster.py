@@ -15,7 +15,7 @@ class Found(NamedTuple):
     """What the store says of the engines."""
 
     specs: list[dict[str, Any]]
-    """As `EngineSettings` dumps them."""
+    """As `EngineSettings` dumps them, by name."""
     aliases: dict[str, str]
     """Model uids, where the engines do not serve their model by them, and the names that they serve it by."""
     left_out: dict[str, str]
@@ -72,7 +72,7 @@ class Roster:
             for uid, plan in self._plans.items()
             if self._needs_alias(uid, plan.model_name, self._endpoints.get(uid, {}).values())
         }
-        return Found(list(self._specs.values()), aliases, dict(self._left_out))
+        return Found([self._specs[name] for name in sorted(self._specs)], aliases, dict(self._left_out))
 
     def _needs_alias(self, uid: str, model_name: str, endpoints: Iterable[EndpointInfo]) -> bool:
         by_name = False

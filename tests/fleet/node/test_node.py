@@ -92,11 +92,11 @@ async def test_a_replica_that_moved_away_leaves_the_new_nodes_record_alone(machi
         mine = await machine.ready()
         theirs = mine.model_copy(update={"node_id": "n2", "base_url": "http://10.0.0.2:1"})
         pid = machine.known_pid()
-        await machine.store.put(endpoint_key(UID, 0), theirs.stored())
         await machine.place({"node_id": "n2"})
+        await machine.store.put(endpoint_key(UID, 0), theirs.stored())
         await until("its end", lambda: not is_alive(pid))
         await until("nothing to be left", lambda: machine.pid() is None)
-    assert await machine.endpoint() is not None
+    assert await machine.endpoint() == theirs
 
 
 async def test_a_drained_engine_ends_its_requests_first(machine: Machine) -> None:
