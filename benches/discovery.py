@@ -1,9 +1,9 @@
 """How soon a change of a large fleet reaches a gateway, and what that costs the requests that it serves meanwhile.
 
-A real etcd holds 1,000 endpoints of one model; 100 times a second one goes and another one comes, as when replicas move.
-Each has a loopback address of its own, so that its first health probe shows when the gateway took it in: the delay is the
-time from the store's answer to `put` until that probe, so it holds the whole way, connection included. Requests of another
-model are sent by wrk, with and without the changes.
+A real etcd holds 1,000 endpoints of one model; 100 times a second one goes and another one comes, as when replicas
+move. Each has a loopback address of its own, so that its first health probe shows when the gateway took it in: the
+delay is the time from the store's answer to `put` until that probe, so it holds the whole way, connection included.
+Requests of another model are sent by wrk, with and without the changes.
 
     python benches/discovery.py --seconds 20 --json
 """
@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from nebula_router.fleet.records import (
     placement_key,
 )
 from nebula_router.fleet.settings import StoreSettings
+from nebula_router.fleet.store import Store, StoreError
 
 MODEL = "fleet"
 PROBE_MS = 10_000
@@ -79,7 +81,7 @@ def address(number: int) -> str:
 class Fleet:
     """The records of the endpoints, in the store."""
 
-    def __init__(self, store: object, engines: Engines, size: int) -> None:
+    def __init__(self, store: Store, engines: Engines, size: int) -> None:
         self.store, self.engines, self.size = store, engines, size
         self.next = size
 
@@ -112,7 +114,7 @@ class Fleet:
         await self.store.put(endpoint_key(MODEL, replica), endpoint.stored())
 
 
-async def measure(size: int, rate: float, seconds: int) -> dict[str, object]:
+async def measure(size: int, rate: float, seconds: int, connections: int) -> dict[str, object]:
     """Run it all and return the figures."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -135,8 +137,8 @@ async def measure(size: int, rate: float, seconds: int) -> dict[str, object]:
         await asyncio.sleep(2)
         lua = folder / "chat.lua"
         lua.write_text(load.script("/v1/chat/completions", [BODY]))
-        quiet = await asyncio.to_thread(load.send, gateway_port, lua, 8, seconds)
-        requests = asyncio.create_task(asyncio.to_thread(load.send, gateway_port, lua, 8, seconds))
+        quiet = await asyncio.to_thread(load.send, gateway_port, lua, connections, seconds)
+        requests = asyncio.create_task(asyncio.to_thread(load.send, gateway_port, lua, connections, seconds))
         under_load = await changes(fleet, rate, seconds)
         busy = await requests
         alone = await changes(fleet, rate, seconds)
@@ -175,29 +177,35 @@ async def all_seen(engines: Engines, size: int) -> None:
         raise LookupError(f"{len(engines.first_seen)} of {size} endpoints were asked")
 
 
-async def eventually(attempt: object, what: str) -> None:
+async def eventually(attempt: Callable[[], Awaitable[None]], what: str) -> None:
     """Try until it works.
 
     Raises:
         TimeoutError: it never did.
     """
     deadline = time.monotonic() + WITHIN_S
-    while True:
-        try:
-            return await attempt()
-        except Exception as error:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{what}: {error}") from error
-            await asyncio.sleep(0.05)
+    while error := await failure(attempt):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: {error}")
+        await asyncio.sleep(0.05)
+
+
+async def failure(attempt: Callable[[], Awaitable[None]]) -> Exception | None:
+    """Return what went wrong."""
+    try:
+        await attempt()
+    except (LookupError, StoreError) as error:
+        return error
+    return None
 
 
 @asynccontextmanager
-async def process(folder: Path, *command: str):
+async def process(folder: Path, *command: str) -> AsyncIterator[None]:
     """Run a command for a while, its output in the folder."""
-    with (folder / f"{Path(command[0]).name}-{len(list(folder.iterdir()))}.log").open("wb") as out:
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".log") as out:
         child = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out)
     try:
-        yield child
+        yield
     finally:
         child.terminate()
         try:
@@ -241,9 +249,10 @@ def main() -> None:
     parser.add_argument("--endpoints", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=100.0, help="changes a second")
     parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--connections", type=int, default=1, help="of the requests")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    result = asyncio.run(measure(asked.endpoints, asked.rate, asked.seconds))
+    result = asyncio.run(measure(asked.endpoints, asked.rate, asked.seconds, asked.connections))
     if asked.json:
         print(json.dumps(result, indent=2))  # noqa: T201
         return
