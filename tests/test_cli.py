@@ -13,7 +13,6 @@ import pytest
 from nebula_router.cli import main
 from nebula_router.config import Settings
 from nebula_router.reference import settings
-from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import load
 
 if sys.version_info >= (3, 11):
@@ -21,7 +20,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-COMMANDS = ["gateway", "up", "sim", "simulate", "bench", "explain", "top", "router", "node", "scheduler", "config"]
+COMMANDS = [
+    *("gateway", "up", "sim", "simulate", "bench", "explain", "top", "router", "node", "scheduler", "config"),
+    *("status", "models", "nodes", "placements", "load", "scale", "drain", "unload"),
+]
 Run = Callable[..., "Ran"]
 
 
@@ -46,11 +48,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, list[SimSettings]]]:
-    """What the commands that serve were about to serve."""
-    calls: list[tuple[Settings, list[SimSettings]]] = []
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Any]]:
+    """What the commands that serve were about to serve: settings, and the fleet behind the gateway."""
+    calls: list[tuple[Settings, Any]] = []
     module = ModuleType("nebula_router.gateway.serve")
-    module.run = lambda settings, sims: calls.append((settings, sims))  # type: ignore[attr-defined]
+    module.run = lambda settings, fleet: calls.append((settings, fleet))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return calls
 
@@ -91,10 +93,18 @@ def test_help_of_a_command_lists_the_flag_of_each_setting_but_secrets(command: s
         ["explain"],
         ["top"],
         ["node"],
+        ["scheduler"],
+        ["status"],
+        ["models"],
+        ["nodes"],
+        ["placements"],
+        ["load"],
+        ["scale"],
+        ["drain"],
+        ["unload"],
         ["config"],
         ["config", "show"],
         ["router"],
-        ["scheduler"],
         ["config", "check"],
         ["config", "docs"],
     ],
@@ -148,9 +158,7 @@ def test_a_wrong_call_is_answered_in_one_line(arguments: list[str], line: str, r
     assert refused(run(*arguments)) == line
 
 
-def test_gateway_serves_the_settings_of_its_flags(
-    run: Run, served: list[tuple[Settings, list[SimSettings]]], tmp_path: Path
-) -> None:
+def test_gateway_serves_the_settings_of_its_flags(run: Run, served: list[tuple[Settings, Any]], tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text("[route]\nseed = 4\n")
     flags = ["--listen-addr", "0.0.0.0:0", "--engine", "http://a:1", "--engine", "http://b:1", "--no-log-requests"]
@@ -163,20 +171,21 @@ def test_gateway_serves_the_settings_of_its_flags(
             "route": {"policy": "random", "seed": 4},
         }
     )
-    assert served == [(expected, [])] * 2
+    assert served == [(expected, None)] * 2
 
 
-def test_up_starts_simulated_engines_and_prints_a_curl_line(
-    run: Run, served: list[tuple[Settings, list[SimSettings]]]
-) -> None:
-    ran = run("up", "--sim", "2", "--listen", "0.0.0.0:0", "--speed", "10", "--model", "it's")
+def test_up_starts_simulated_engines_and_prints_a_curl_line(run: Run, served: list[tuple[Settings, Any]]) -> None:
+    flags = ["--speed", "10", "--model", "it's", "--fault", "slow;ms=5", "--fault", "hang"]
+    ran = run("up", "--sim", "2", "--listen", "0.0.0.0:0", *flags)
     assert ran.status == 0
-    [(tree, sims)] = served
+    [(tree, fleet)] = served
     assert tree.gateway.listen == "0.0.0.0:0"
-    assert [(sim.name, sim.listen, sim.speed, sim.model) for sim in sims] == [
-        ("sim-1", "127.0.0.1:0", 10.0, "it's"),
-        ("sim-2", "127.0.0.1:0", 10.0, "it's"),
-    ]
+    assert (fleet.node.gpus, fleet.node.engine, fleet.node.on_stop) == ("fake:2x80GiB", "sim", "stop")
+    [ask] = fleet.asks
+    assert (ask.model_uid, ask.model_name) == ("it-s", "it's")
+    pool = ask.pool(None)
+    assert (pool.replicas, pool.engine_type) == (2, "sim")
+    assert pool.extra_args == ("--speed", "10.0", "--fault", "slow;ms=5", "--fault", "hang")
     [curl] = [line for line in ran.out.splitlines() if "curl" in line]
     words = shlex.split(curl)
     assert "http://127.0.0.1:0/v1/chat/completions" in words
@@ -184,16 +193,38 @@ def test_up_starts_simulated_engines_and_prints_a_curl_line(
 
 
 def test_up_with_keys_prints_a_curl_line_that_sends_one(
-    run: Run, served: list[tuple[Settings, list[SimSettings]]], monkeypatch: pytest.MonkeyPatch
+    run: Run, served: list[tuple[Settings, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEBULA_GATEWAY__API_KEYS", "hush")
     ran = run("up", "--listen", "127.0.0.1:0")
-    assert len(served[0][1]) == 4
+    assert served[0][1].asks[0].pool(None).replicas == 4
     assert "Authorization: Bearer" in ran.out
     assert "hush" not in ran.out
 
 
-def test_an_address_that_is_taken_is_refused(run: Run, served: list[tuple[Settings, list[SimSettings]]]) -> None:
+def test_up_with_files_starts_real_engines(
+    run: Run, served: list[tuple[Settings, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("qwen", "llama"):
+        (tmp_path / f"{name}.yaml").write_text(f"model: org/{name}-7B\n")
+    files = [word for name in ("qwen", "llama") for word in ("--engine-config-path", str(tmp_path / f"{name}.yaml"))]
+    ran = run("up", *files, "--listen", "127.0.0.1:0", "--gpus", "fake:2x24GiB")
+    assert (ran.status, ran.out) == (0, "")
+    [(_, fleet)] = served
+    assert [(ask.model_uid, ask.model_name) for ask in fleet.asks] == [
+        ("qwen", "org/qwen-7B"),
+        ("llama", "org/llama-7B"),
+    ]
+    assert (fleet.node.gpus, fleet.node.engine, fleet.simulates) == ("fake:2x24GiB", "vllm", False)
+    fleet.when_placed()
+    assert '"model": "org/qwen-7B"' in capsys.readouterr().out
+    missing = refused(run("up", "--engine-config-path", str(tmp_path / "none.yaml")))
+    assert missing.endswith("none.yaml: cannot be read: No such file or directory")
+    both = refused(run("up", "--sim", "2", *files))
+    assert both.startswith("nebula: --sim and --engine-config-path: engines are simulated or real")
+
+
+def test_an_address_that_is_taken_is_refused(run: Run, served: list[tuple[Settings, Any]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listen = f"127.0.0.1:{taken.getsockname()[1]}"

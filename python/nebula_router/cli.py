@@ -1,22 +1,20 @@
 """The command `nebula`. Settings become flags in nebula_router.flags; a command only says what it starts."""
 
-import json
 import signal
-import socket
 import sys
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from typer.main import get_command
 
 import nebula_router
-from nebula_router.config import GatewaySettings, Settings
+from nebula_router.config import Settings
 from nebula_router.flags import takes_settings
-from nebula_router.fleet import node_command, scheduler_command
+from nebula_router.fleet import node_command, operations_command, scheduler_command, up_command
 from nebula_router.reference import as_toml, page
+from nebula_router.serving import serve
 from nebula_router.sim_settings import SimSettings
 from nebula_router.sources import ConfigError, load
 
@@ -24,7 +22,6 @@ USAGE: Final = 2  # exit status of a command that was called wrongly
 _ROUTES: Final = ("route", "upstream", "tokens", "events", "store")
 _SERVES: Final = ("gateway", *_ROUTES)
 _KEPT_BY_THE_GATEWAY: Final = frozenset({"gateway.listen", "gateway.routers", "gateway.api_keys"})
-_EACH_SIM_ITS_OWN: Final = frozenset({"sim.listen", "sim.name", "sim.seed"})
 _STOPS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
 _ANY: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Url = Annotated[
@@ -56,7 +53,6 @@ config_app = typer.Typer(
 )
 app.add_typer(config_app, name="config")
 node_command.register(app)
-scheduler_command.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -89,7 +85,7 @@ def gateway(*, settings: Settings) -> None:
 
     if settings.gateway.routers and (settings.gateway.engines or settings.store.etcd_endpoints):
         raise ConfigError("--router goes without --engine and --etcd-endpoint: the routers know the engines")
-    _serve(in_front(settings) if settings.gateway.routers else settings, [])
+    serve(in_front(settings) if settings.gateway.routers else settings)
 
 
 @app.command(
@@ -103,22 +99,10 @@ def router(*, settings: Settings) -> None:
     """Serve the routing data plane alone: no keys. `nebula gateway --router URL` puts keys and limits in front."""
     from nebula_router.gateway.front import data_plane
 
-    _serve(data_plane(settings), [])
+    serve(data_plane(settings))
 
 
-@app.command(epilog=_example("nebula up --sim 4", "nebula up --sim 2 --speed 10 --policy round_robin"))
-@takes_settings(*_SERVES, "sim", without=_EACH_SIM_ITS_OWN)
-def up(
-    *,
-    settings: Settings,
-    sim: Annotated[int, typer.Option("--sim", min=1, max=64, help="Simulated engines to start.")] = 4,
-) -> None:
-    """Start simulated engines and a gateway in front of them, in one process: a look around without a GPU."""
-    sims = [
-        settings.sim.model_copy(update={"listen": "127.0.0.1:0", "name": f"sim-{i}", "seed": i})
-        for i in range(1, sim + 1)
-    ]
-    _serve(settings, sims, _welcome(settings, sim))
+up_command.register(app)
 
 
 @app.command(
@@ -243,6 +227,10 @@ def top(
     watching.top(Remote.of(settings.gateway, url, watching.TIMEOUT_S), interval, once=once, as_json=as_json)
 
 
+scheduler_command.register(app)
+operations_command.register(app)
+
+
 @config_app.command(epilog=_example("nebula config show", "nebula config show --config gateway.toml --json"))
 @takes_settings()
 def show(
@@ -297,54 +285,6 @@ def _hand_over(context: typer.Context, commands: typer.Typer) -> None:
     status: Any = get_command(commands).main(args=context.args, prog_name=context.command_path, standalone_mode=False)
     if isinstance(status, int) and status:
         sys.exit(status)
-
-
-def _serve(settings: Settings, sims: list[SimSettings], welcome: str = "") -> None:
-    from nebula_router.core import NebulaError
-    from nebula_router.gateway.serve import run
-
-    _check_free(settings.gateway)
-    if welcome:
-        typer.echo(welcome)
-        sys.stdout.flush()
-    try:
-        run(settings, sims=sims)
-    except (NebulaError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-
-
-def _check_free(gateway: GatewaySettings) -> None:
-    """Refuses an address that is taken: granian shares ports, so it would serve beside whoever has it."""
-    try:
-        for family, kind, protocol, _, place in socket.getaddrinfo(*gateway.address, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"cannot serve on {gateway.listen}: {reason}; --listen HOST:PORT takes another") from None
-
-
-def _welcome(settings: Settings, sims: int) -> str:
-    """What to type and where to look, once the gateway listens."""
-    from nebula_router.remote import own_url
-
-    url = own_url(settings.gateway)
-    body = {
-        "model": settings.sim.model,
-        "messages": [{"role": "user", "content": "Say hello"}],
-        "max_tokens": 32,
-        "stream": True,
-    }
-    key = ' -H "Authorization: Bearer $KEY"' if settings.gateway.api_keys else ""
-    curl = f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {quote(json.dumps(body))}"
-    return "\n".join(
-        [
-            f"{sims} simulated engines and a gateway on {url}. Try:",
-            f"  {curl}",
-            f"Each request's routing decision is one line below. Engines: {url}/health. Metrics: {url}/metrics.",
-        ]
-    )
 
 
 def _on_port(sim: SimSettings, port: int | None) -> SimSettings:

@@ -26,11 +26,13 @@ class RemoteError(ConfigError):
     Args:
         text: For a person.
         passing: Whether the same question may be answered later.
+        status: The HTTP status of the answer, if there was one.
     """
 
-    def __init__(self, text: str, *, passing: bool = False) -> None:
+    def __init__(self, text: str, *, passing: bool = False, status: int | None = None) -> None:
         super().__init__(text)
         self.passing = passing
+        self.status = status
 
 
 class Answer(BaseModel):
@@ -48,7 +50,7 @@ class Load(Answer):
     kv_usage: float | None = None
 
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ class Remote:
         """
         return self.parse(kind, path, self.document(path, body))
 
-    def document(self, path: str, body: bytes | None = None) -> dict[str, Any]:
-        """The same as it came, whatever it holds.
+    def document(self, path: str, body: bytes | None = None, method: str | None = None) -> dict[str, Any]:
+        """The same as it came, whatever it holds; of another method where one is named.
 
         Raises:
             RemoteError: There is none of status 200, or it is no JSON object.
         """
-        answer = self._ask("GET" if body is None else "POST", path, body)
+        answer = self._ask(method or ("GET" if body is None else "POST"), path, body)
         try:
             document = json.loads(answer)
         except ValueError:
@@ -147,10 +149,12 @@ class Remote:
         hint = ""
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             hint = "; the token is read from NEBULA_GATEWAY__ADMIN_TOKEN, or from the gateway's own file by --config"
-        elif status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED or (
+            status == HTTPStatus.NOT_FOUND and _is_of_the_path(said, path.partition("?")[0])
+        ):
             hint = "; if that is a nebula gateway, its version is another one"
         text = f"{self.url}{path.partition('?')[0]} answers {status}: {said}{hint}"
-        return RemoteError(text, passing=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        return RemoteError(text, passing=status >= HTTPStatus.INTERNAL_SERVER_ERROR, status=status)
 
     def _other(self, path: str, why: str) -> RemoteError:
         place = f"{self.url}{path.partition('?')[0]}"
@@ -176,6 +180,11 @@ def _checked(url: str) -> str:
     if parts.query or parts.fragment or parts.path.rstrip("/") not in {"", "/v1"}:
         raise ConfigError(f"{_EXPECTED}, without a path")
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _is_of_the_path(said: str, path: str) -> bool:
+    """Whether a 404 means that there is no such path, and not that there is nothing of some name."""
+    return path in said or said in {"nothing", "Not Found"} or said.startswith("<")
 
 
 def _message(body: bytes) -> str:

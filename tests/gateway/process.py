@@ -45,6 +45,7 @@ class Gateway:
     async def start(self, *, path: str = "/health") -> None:
         """Returns once ``path`` answers 200."""
         command = [
+            *("env", "--default-signal=INT"),
             sys.executable,
             "-m",
             "nebula_router",

@@ -16,6 +16,8 @@
 `scheduler`        keeps placements true: `decider` is its mind, `patience` its memory
 `one_shot`         places one model now; `scheduler_command`, `scheduling` and `placed` are the command around both
 `discovery`        from the store to a gateway's engines
-`operations`       what people ask of a fleet: status, scale, drain, unload
+`operations`       what people ask of a fleet: status, load, scale, drain, unload; as `documents`, by `survey`
+`ask`              who answers the commands of `operations_command`: a gateway, or the store; `tables` shows it
+`local`            a fleet in one process, for `nebula up`; its engines are tied to it by `tie`
 =================  =====================================================================================
 """

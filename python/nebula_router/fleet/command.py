@@ -79,6 +79,8 @@ class Machine:
     gpus: Gpus
     node_id: str
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+    ties: bool = False
+    """Whether engines end with this process, even where it is killed."""
 
     @property
     def near(self) -> str:

@@ -37,7 +37,8 @@ def merged(before: ModelSpec | None, asked: ModelSpec) -> ModelSpec:
     """A model's spec with the asked pools over those that are there; pools of other roles stay."""
     if before is None:
         return asked
-    return asked.model_copy(update={"pools": {**before.pools, **asked.pools}})
+    known = {**before.__dict__, **asked.__dict__, "pools": {**before.pools, **asked.pools}}
+    return before.model_copy(update={**(asked.model_extra or {}), **known})
 
 
 def unplaced(spec: ModelSpec, outcome: Outcome, roles: Mapping[Role, Pool]) -> str | None:

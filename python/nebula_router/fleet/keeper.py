@@ -20,6 +20,7 @@ from nebula_router.fleet.process import Process
 from nebula_router.fleet.records import EndpointInfo, endpoint_key
 from nebula_router.fleet.replica import Phase, Replica
 from nebula_router.fleet.running import Running
+from nebula_router.fleet.tie import tied
 from nebula_router.fleet.waiting import ended, happened
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Keeper:
                 (self._folder / "engine.yaml").write_text(launch.config)
             skip = log.stat().st_size if log.exists() else 0
             # Nothing is waited for from here to the end: an engine that runs is always remembered.
-            process = Process.start(launch.argv, launch.env, log)
+            process = Process.start(tied(launch.argv) if machine.ties else launch.argv, launch.env, log)
         except (EngineConfigError, PortError, OSError) as error:
             self._become(self._state.ended(str(error), time.monotonic()))
             return

@@ -61,13 +61,20 @@ class Node:
         settings: Its settings.
         host: By which others reach its engines; `node.host` wins.
         gpus: Its GPUs; without them, those of `node.gpus`.
+        ties: Whether its engines end with this process, even where it is killed.
 
     Raises:
         ValueError: The machine's host name cannot be a node's, and the settings name none.
     """
 
     def __init__(
-        self, store: Store, settings: NodeSettings, *, host: str = "127.0.0.1", gpus: Gpus | None = None
+        self,
+        store: Store,
+        settings: NodeSettings,
+        *,
+        host: str = "127.0.0.1",
+        gpus: Gpus | None = None,
+        ties: bool = False,
     ) -> None:
         self.node_id: Final = settings.node_id or checked_id(socket.gethostname().partition(".")[0])
         self.keeps_engines = settings.on_stop == "keep"
@@ -76,6 +83,7 @@ class Node:
         self._settings = settings
         self._host = settings.host or host
         self._gpus = gpus
+        self._ties = ties
         self._keepers: dict[str, tuple[Keeper, asyncio.Task[None]]] = {}
         self._plans: dict[str, PlacementPlan] = {}
         self._unread: dict[str, str] = {}
@@ -129,7 +137,7 @@ class Node:
         gpus = self._gpus
         if gpus is None:
             gpus = await asyncio.to_thread(open_gpus, settings.gpus, _visible())
-        machine = Machine(settings, self._host, gpus, self.node_id)
+        machine = Machine(settings, self._host, gpus, self.node_id, ties=self._ties)
         return House(self._store, machine, ports, state, self._hurry)
 
     async def _live(self, house: House) -> None:

@@ -75,12 +75,14 @@ class Drains:
 
 
 def _is_idle(fleet: Snapshot, replica: Replica, assignment: Assignment, since_ms: int, now_ms: int) -> bool:
-    noticed_ms = since_ms + int(UNNOTICED_S * 1000)
-    if now_ms < noticed_ms or assignment.node_id not in fleet.nodes:
+    if assignment.node_id not in fleet.nodes:
         return False
     endpoint: EndpointInfo | None = fleet.endpoints.get(replica)
     if endpoint is None or endpoint.node_id != assignment.node_id:
         return True
+    noticed_ms = since_ms + int(UNNOTICED_S * 1000)
+    if now_ms < noticed_ms:
+        return False
     stats = endpoint.stats
     return (
         stats is not None

@@ -4,6 +4,7 @@
 key, under the store's prefix           record             written by
 ======================================  =================  ========================================================
 `/nodes/{node_id}/status`               `NodeStatus`       the node, every few seconds, under its lease
+`/nodes/{node_id}/drain`                `NodeDrain`        whoever wants a node empty; it outlives the node
 `/models/{model_uid}/spec`              `ModelSpec`        whoever asks for a model
 `/placements/{model_uid}`               `PlacementPlan`    a scheduler, by compare-and-swap alone
 `/endpoints/{model_uid}/{replica_id}`   `EndpointInfo`     the node that runs the replica, under its lease
@@ -113,7 +114,14 @@ class NodeStatus(Record):
     errors: dict[str, str] | None = None
     """Why a replica does not run, by `model_uid/replica_id`."""
     draining: bool = False
-    """Whether it gets no new replicas."""
+    """Whether it gets no new replicas, by its own word; a `NodeDrain` says the same from outside."""
+
+
+class NodeDrain(Record):
+    """Somebody's wish that a node gets no new replicas. The node rewrites its own record, so this has its own key."""
+
+    node_id: Id
+    since_ms: int
 
 
 class Assignment(Record):
@@ -280,6 +288,11 @@ class ModelRequest(Record):
 def node_key(node_id: str) -> str:
     """Where a node's status is."""
     return f"{NODES}{node_id}/status"
+
+
+def drain_key(node_id: str) -> str:
+    """Where the wish is that a node be drained."""
+    return f"{NODES}{node_id}/drain"
 
 
 def spec_key(model_uid: str) -> str:

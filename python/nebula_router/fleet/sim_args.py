@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 def sim_words(args: EngineArgs, name: str, names: tuple[str, ...], listen: str) -> tuple[str, ...]:
     """What comes after `nebula sim`. Flags that mean nothing to a simulator are passed over.
 
+    A replica has its number as its seed, so that no two give the same ids to requests.
+
     Raises:
         EngineConfigError: A length is none.
     """
@@ -32,6 +34,8 @@ def sim_words(args: EngineArgs, name: str, names: tuple[str, ...], listen: str) 
     words = ["--listen", listen, "--name", name, "--model", names[0]]
     if "served-model-name" in known:
         words += [word for one in names for word in ("--served-model-name", one)]
+    if not args.has("seed"):
+        words += ["--seed", name.rpartition("/")[2]]
     passed_over: list[str] = []
     for flag in args.flags:
         own = _RENAMED.get(flag.name, flag.name)

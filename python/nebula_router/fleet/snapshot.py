@@ -15,6 +15,7 @@ from nebula_router.fleet.records import (
     EndpointStatus,
     ModelRequest,
     ModelSpec,
+    NodeDrain,
     NodeStatus,
     PlacementPlan,
     Record,
@@ -35,6 +36,9 @@ class Snapshot:
     """The fleet at one revision of the store."""
 
     nodes: Mapping[str, NodeStatus] = field(default_factory=dict)
+    """Those that are there; one that is to be drained says so itself here."""
+    drains: Mapping[str, NodeDrain] = field(default_factory=dict)
+    """Wishes that a node be drained, by its name, whether it is there or not."""
     specs: Mapping[str, ModelSpec] = field(default_factory=dict)
     plans: Mapping[str, PlacementPlan] = field(default_factory=dict)
     endpoints: Mapping[Replica, EndpointInfo] = field(default_factory=dict)
@@ -49,13 +53,18 @@ class Snapshot:
         """The records in a listing of all keys. What cannot be read is left out and named."""
         bad: dict[str, str] = {}
         found = listing.entries
-        nodes = _records(found, NODES, NodeStatus, bad)
+        drains = {drain.node_id: drain for drain in _records(found, NODES, NodeDrain, bad, "/drain").values()}
+        nodes = _records(found, NODES, NodeStatus, bad, "/status")
         specs = _records(found, MODELS, ModelSpec, bad)
         plans = _records(found, PLACEMENTS, PlacementPlan, bad)
         endpoints = _records(found, ENDPOINTS, EndpointInfo, bad)
         requests = _records(found, MODEL_REQUESTS, ModelRequest, bad)
         return cls(
-            nodes={node.node_id: node for node in nodes.values()},
+            nodes={
+                node.node_id: node.model_copy(update={"draining": True}) if node.node_id in drains else node
+                for node in nodes.values()
+            },
+            drains=drains,
             specs={spec.model_uid: spec for key, spec in specs.items() if key == spec_key(spec.model_uid)},
             plans={plan.model_uid: plan for key, plan in plans.items() if key == placement_key(plan.model_uid)},
             endpoints={(endpoint.model_uid, endpoint.replica_id): endpoint for endpoint in endpoints.values()},
@@ -85,10 +94,12 @@ class Snapshot:
         return {node_id: node.host or node_id for node_id, node in self.nodes.items()}
 
 
-def _records(entries: Mapping[str, Entry], prefix: str, kind: type[R], bad: dict[str, str]) -> dict[str, R]:
+def _records(
+    entries: Mapping[str, Entry], prefix: str, kind: type[R], bad: dict[str, str], suffix: str = ""
+) -> dict[str, R]:
     found: dict[str, R] = {}
     for key, entry in entries.items():
-        if key.startswith(prefix) and (prefix != NODES or key.endswith("/status")):
+        if key.startswith(prefix) and key.endswith(suffix):
             try:
                 found[key] = kind.parsed(entry.value, key)
             except RecordError as error:

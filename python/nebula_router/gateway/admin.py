@@ -62,17 +62,19 @@ class Admin:
     def routes(self) -> list[Route]:
         """Return the routes, each behind the same check."""
         return [
-            Route("/admin/engines", self._guarded(self._list), methods=["GET"]),
-            Route("/admin/engines", self._guarded(self._add), methods=["POST"]),
-            Route("/admin/engines/{name:path}", self._guarded(self._remove), methods=["DELETE"]),
-            Route("/admin/engines/{name:path}/drain", self._guarded(self._drain), methods=["POST"]),
-            Route("/admin/engines/{name:path}/resume", self._guarded(self._resume), methods=["POST"]),
-            Route("/route/explain", self._guarded(self._explain), methods=["POST"]),
-            Route("/route/decisions", self._guarded(self._decisions), methods=["GET"]),
-            Route("/workers", self._guarded(self._workers), methods=["GET"]),
+            Route("/admin/engines", self.guarded(self._list), methods=["GET"]),
+            Route("/admin/engines", self.guarded(self._add), methods=["POST"]),
+            Route("/admin/engines/{name:path}", self.guarded(self._remove), methods=["DELETE"]),
+            Route("/admin/engines/{name:path}/drain", self.guarded(self._drain), methods=["POST"]),
+            Route("/admin/engines/{name:path}/resume", self.guarded(self._resume), methods=["POST"]),
+            Route("/route/explain", self.guarded(self._explain), methods=["POST"]),
+            Route("/route/decisions", self.guarded(self._decisions), methods=["GET"]),
+            Route("/workers", self.guarded(self._workers), methods=["GET"]),
         ]
 
-    def _guarded(self, handler: Handler) -> Handler:
+    def guarded(self, handler: Handler) -> Handler:
+        """Put the check before a handler."""
+
         async def guarded(request: Request) -> Response:
             if self._keys:
                 if not self._keys.admit(request.scope["headers"]):

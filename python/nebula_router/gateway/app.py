@@ -18,6 +18,7 @@ from nebula_router.gateway.admin import Admin
 from nebula_router.gateway.auth import NEEDS_KEY, Keys
 from nebula_router.gateway.engines import Engines
 from nebula_router.gateway.errors import FAULT, error_body
+from nebula_router.gateway.fleet_admin import FleetAdmin
 from nebula_router.gateway.openai import Proxy
 from nebula_router.gateway.response import json_response
 from nebula_router.gateway.store_metrics import store_metrics
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nebula_router.config import Settings
     from nebula_router.core import Core
     from nebula_router.fleet.discovery import Discovery
+    from nebula_router.fleet.store import Store
 
 _LOG: Final = logging.getLogger(__name__)
 _METRICS_END: Final = "# EOF\n"
@@ -38,8 +40,8 @@ _METRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf
 class GatewayApp(Starlette):
     """The gateway's ASGI app."""
 
-    def __init__(self, core: Core, settings: Settings) -> None:
-        """Serve what `core` routes."""
+    def __init__(self, core: Core, settings: Settings, store: Store | None = None) -> None:
+        """Serve what `core` routes; `store` holds the fleet that it follows, if it follows one."""
         self._core = core
         self.engines = Engines(core, settings.gateway)
         """The fleet, for whoever changes it."""
@@ -60,10 +62,11 @@ class GatewayApp(Starlette):
             Route("/metrics", self._metrics),
             Route("/version", self._version),
         ]
-        admin = Admin(core, self.engines, settings).routes()
+        admin = Admin(core, self.engines, settings)
+        fleet = FleetAdmin(store, settings).routes(admin.guarded)
         proxied = [Route(path, self.proxy, methods=["POST"]) for path in PATHS]
         super().__init__(
-            routes=[*proxied, *own, *admin],
+            routes=[*proxied, *own, *admin.routes(), *fleet],
             exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
         )
 

@@ -16,19 +16,20 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from nebula_router.config import EngineSettings
-from nebula_router.core import Core, Sim, start_log
+from nebula_router.core import Core, start_log
 from nebula_router.fleet.discovery import Discovery
 from nebula_router.fleet.open import open_store
 from nebula_router.gateway.app import GatewayApp
 from nebula_router.kinds import address
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
 
     from nebula_router.config import Settings
     from nebula_router.fleet.store import Store
-    from nebula_router.sim_settings import SimSettings
+
+    Fleet = Callable[[], AbstractAsyncContextManager[Store]]
 
 _LOG: Final = logging.getLogger(__name__)
 _SERVER_STOP_S: Final = 0.5
@@ -40,10 +41,11 @@ _LEAST_CONNECTIONS: Final = 1024
 """A small `max_inflight` limits requests; probes, metrics and idle clients still get a connection."""
 
 
-def run(settings: Settings, sims: Sequence[SimSettings], store: Store | None = None) -> None:
+def run(settings: Settings, fleet: Fleet | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then let streams finish for `gateway.grace_s`; a second signal stops at once.
 
-    Engines come from the settings and from `store`; without one, from the etcd that the settings name, if they do.
+    Engines come from the settings and from a store: that of `fleet`, which is there for as long as the gateway is, else
+    the etcd that the settings name, if they do.
 
     Raises:
         ValueError: a setting that the core refuses, by name.
@@ -51,14 +53,7 @@ def run(settings: Settings, sims: Sequence[SimSettings], store: Store | None = N
 
     """
     log = start_log(settings.gateway.log_format, settings.gateway.log_level)
-    engines = [Sim(sim.core_json()) for sim in sims]
-    simulated = tuple(EngineSettings(url=engine.url, name=sim.name) for engine, sim in zip(engines, sims, strict=True))
-    if simulated:
-        gateway = settings.gateway.model_copy(update={"engines": settings.gateway.engines + simulated})
-        settings = settings.model_copy(update={"gateway": gateway})
-    uvloop.run(_serve(settings, store))
-    for engine in engines:
-        engine.stop()
+    uvloop.run(_serve(settings, fleet))
     log.close()
     # granian's own threads still hold idle connections; they end with the process.
     sys.stdout.flush()
@@ -66,21 +61,36 @@ def run(settings: Settings, sims: Sequence[SimSettings], store: Store | None = N
     os._exit(0)
 
 
-async def _serve(settings: Settings, store: Store | None) -> None:
+async def _serve(settings: Settings, fleet: Fleet | None) -> None:
     # What was imported stays: looking through it again and again for garbage costs a percent of every request.
     gc.collect()
     gc.freeze()
-    core = Core(settings.core_json())
-    app = GatewayApp(core, settings)
-    async with _discovered(app, settings, store):
-        await _serve_app(app, core, settings)
+    async with _stored(settings, fleet) as store:
+        core = Core(settings.core_json())
+        app = GatewayApp(core, settings, store)
+        async with _discovered(app, store):
+            await _serve_app(app, core, settings)
 
 
 @asynccontextmanager
-async def _discovered(app: GatewayApp, settings: Settings, store: Store | None) -> AsyncIterator[None]:
-    """Let the engines of `app` follow the store, if there is one."""
-    if store is None and settings.follows_store:
+async def _stored(settings: Settings, fleet: Fleet | None) -> AsyncIterator[Store | None]:
+    """Open the store that the gateway follows, if it follows one."""
+    if fleet is not None:
+        async with fleet() as store:
+            yield store
+    elif settings.follows_store:
         store = open_store(settings.store)
+        try:
+            yield store
+        finally:
+            await store.close()
+    else:
+        yield None
+
+
+@asynccontextmanager
+async def _discovered(app: GatewayApp, store: Store | None) -> AsyncIterator[None]:
+    """Let the engines of `app` follow the store, if there is one."""
     if store is None:
         yield
         return
@@ -92,7 +102,6 @@ async def _discovered(app: GatewayApp, settings: Settings, store: Store | None) 
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        await store.close()
 
 
 def _report(following: asyncio.Future[None]) -> None:
