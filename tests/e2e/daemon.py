@@ -84,11 +84,12 @@ class Daemon:
 class Traffic:
     """Requests of one model, one after the other, all the time; every answer that is no 200 is kept."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, body: str | None = None) -> None:
         self.answers = 0
         self.failures: list[str] = []
         self._url = url
-        self._body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
+        hi = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        self._body = body or json.dumps(hi)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

@@ -172,7 +172,7 @@ async def test_the_steps_of_two_logical_nodes(fleet: Fleet) -> None:
         for url in (fleet.gateway, router):
             for name in (uid, model):
                 answer = await curl(url, name)
-                assert answer["model"] == name
+                assert answer["model"] == model
                 assert answer["choices"][0]["message"]["content"]
     async with Traffic(fleet.gateway, "qwen2_5_7b") as traffic:
         await traffic.more()

@@ -13,7 +13,7 @@ pub struct SimConfig {
     pub listen: String,
     /// The one model that the engine serves.
     pub model: String,
-    /// The names that it serves it by; none for the model's own.
+    /// The names that it serves it by, the first of them what replies call it; none for the model's own.
     pub served_model_names: Vec<String>,
     /// Name of the engine, sent as the reply header `x-sim-engine`.
     pub name: String,

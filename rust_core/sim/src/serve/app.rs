@@ -27,8 +27,10 @@ const PRESSURE: f64 = 6.0;
 /// What every connection shares.
 pub(crate) struct App {
     pub(crate) config: SimConfig,
-    /// The names that the model is served by, the first of them its name in metrics.
+    /// The names that the model is served by, the first of them its name in replies and metrics.
     pub(crate) served: Vec<String>,
+    /// That first name as a JSON string.
+    pub(crate) model_json: String,
     /// One per rank; at least one.
     pub(crate) ranks: Vec<Arc<Driver>>,
     pub(crate) name: HeaderValue,
@@ -78,6 +80,7 @@ impl App {
             handoffs: Handoffs::new(&config.kv_transfer, config.speed, Handle::current()),
             refused: Default::default(),
             port: addr.port(),
+            model_json: serde_json::Value::from(served[0].as_str()).to_string(),
             served,
             ranks,
             name,

@@ -126,7 +126,7 @@ fn shape(app: &App, face: Face, head: &Parts, ask: &Ask, told: Told) -> Shape {
     Shape {
         face,
         id: serde_json::Value::from(format!("{}{suffix}", face.id_prefix())).to_string(),
-        model: ask.model.clone(),
+        model: app.model_json.clone(),
         created: unix_seconds(),
         reply: ask.reply,
         prompt_tokens,

@@ -14,8 +14,6 @@ use crate::{Finish, hash, token};
 /// A generation request, understood and within bounds.
 #[derive(Debug)]
 pub(crate) struct Ask {
-    /// The name that it calls the model by, as a JSON string: the reply calls it the same.
-    pub(crate) model: String,
     pub(crate) prompt: Vec<u32>,
     pub(crate) chain_seed: u64,
     pub(crate) reply: Reply,
@@ -142,11 +140,10 @@ pub(crate) fn ask(face: Face, body: &[u8], bounds: Bounds<'_>) -> Result<Ask, Re
         Face::Chat => conversation(body)?,
         Face::Completion => completion(body)?,
     };
-    let named = common.model.as_deref().unwrap_or(&bounds.served[0]);
-    if !bounds.served.iter().any(|name| name == named) {
-        return Err(Refusal::unknown_model(named, &bounds.served.join(", ")));
+    let known = |model: &str| bounds.served.iter().any(|name| name == model);
+    if let Some(model) = common.model.as_deref().filter(|model| !known(model)) {
+        return Err(Refusal::unknown_model(model, &bounds.served.join(", ")));
     }
-    let model = Value::from(named).to_string();
     if common.n.is_some_and(|n| n != 1) {
         return Err(Refusal::bad_request(
             "The simulator answers with one choice: n must be 1.".to_owned(),
@@ -167,7 +164,6 @@ pub(crate) fn ask(face: Face, body: &[u8], bounds: Bounds<'_>) -> Result<Ask, Re
     };
     let salt = common.cache_salt.as_deref().filter(|salt| !salt.is_empty());
     Ok(Ask {
-        model,
         chain_seed: hash::chain_seed(salt.unwrap_or_default()),
         salt: salt.map(Box::from),
         kv_transfer_params,
