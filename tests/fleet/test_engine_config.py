@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from nebula_router.fleet.engine_config import EngineConfig, EngineConfigError, memory_mb, read_engine_config
+from nebula_router.fleet.engine_args import EngineConfigError
+from nebula_router.fleet.engine_config import EngineConfig, memory_mb, read_engine_config
 
 
 def test_names_have_dashes_or_underscores_and_arguments_win() -> None:
@@ -10,11 +11,11 @@ def test_names_have_dashes_or_underscores_and_arguments_win() -> None:
         {"tensor-parallel-size": 2, "max_model_len": "32k", "enforce-eager": True},
         ("--max-model-len=8K", "-pp", "2", "--gpu-memory-utilization", "0.8", "--no-enforce-eager"),
     )
-    assert found.size("tensor_parallel_size") == 2
-    assert found.size("pipeline_parallel_size") == 2
-    assert found.whole("max_model_len") == 8192
-    assert found.share("gpu_memory_utilization") == 0.8
-    assert not found.switch("enforce_eager")
+    assert found.size("tensor-parallel-size") == 2
+    assert found.size("pipeline-parallel-size") == 2
+    assert found.whole("max-model-len") == 8192
+    assert found.share("gpu-memory-utilization") == 0.8
+    assert found.text("enforce-eager") is None
     assert found.text("model") is None
 
 
@@ -23,7 +24,7 @@ def test_names_have_dashes_or_underscores_and_arguments_win() -> None:
     [("32768", 32768), ("32k", 32_000), ("32K", 32_768), ("25.6k", 25_600), ("auto", -1), (-1, -1), (None, None)],
 )
 def test_numbers_as_vllm_takes_them(written: object, number: int | None) -> None:
-    assert EngineConfig({"max-model-len": written}).whole("max_model_len") == number
+    assert EngineConfig({"max-model-len": written}).whole("max-model-len") == number
 
 
 @pytest.mark.parametrize(
@@ -35,13 +36,13 @@ def test_numbers_as_vllm_takes_them(written: object, number: int | None) -> None
 )
 def test_a_number_that_is_none_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(EngineConfigError, match=message):
-        EngineConfig(settings).size("tensor_parallel_size")
+        EngineConfig(settings).size("tensor-parallel-size")
 
 
 @pytest.mark.parametrize("share", ["1.5", "0", "much"])
 def test_a_share_is_above_0_and_at_most_1(share: str) -> None:
     with pytest.raises(EngineConfigError, match="gpu-memory-utilization"):
-        EngineConfig({"gpu-memory-utilization": share}).share("gpu_memory_utilization")
+        EngineConfig({"gpu-memory-utilization": share}).share("gpu-memory-utilization")
 
 
 def test_a_file_is_read_as_it_stands(tmp_path: Path) -> None:

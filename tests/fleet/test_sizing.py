@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.fleet.test_shape import DATA
 
-from nebula_router.fleet.engine_config import EngineConfigError
+from nebula_router.fleet.engine_args import EngineConfigError
 from nebula_router.fleet.model_files import ModelFilesError, model_files
 from nebula_router.fleet.records import Pool
 from nebula_router.fleet.sizing import parameters_in_name, sized, weights_by_name

@@ -1,19 +1,15 @@
-"""What an engine is told, as vLLM writes it: flags on a command line, or the YAML of its `--config`."""
+"""What an engine is told, as vLLM writes it: flags on a command line, or the settings of its `--config`."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-MAX_CONFIG_BYTES: Final = 1 << 20
 _SHORT: Final = {
     "-tp": "tensor-parallel-size",
     "-pp": "pipeline-parallel-size",
@@ -28,7 +24,7 @@ _OFF_BY_DEFAULT: Final = frozenset({"headless", "grpc"})
 
 
 class EngineConfigError(ValueError):
-    """What an engine should be told cannot be made sense of."""
+    """What an engine should be told cannot be made sense of; the message names the file and line, or the setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,29 +111,6 @@ class EngineArgs:
     def words(self) -> tuple[str, ...]:
         """All flags as a command line has them."""
         return tuple(word for flag in self.flags for word in flag.words)
-
-
-def read_engine_config(path: str) -> dict[str, Any]:
-    """The settings in an engine's YAML, which must be on this machine. Blocks while it reads.
-
-    Raises:
-        EngineConfigError: It cannot be read, or is no table of settings.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        found = yaml.safe_load(text)
-    except OSError as error:
-        raise EngineConfigError(f"{path}: {error.strerror or error}; the node reads it on its own machine") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EngineConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise EngineConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, no engine's settings")
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise EngineConfigError(f"{path}: expected settings as `name: value`, found a {type(found).__name__}")
-    return {str(name): value for name, value in found.items()}
 
 
 def _flags_of(settings: Mapping[str, Any]) -> Iterable[EngineFlag]:

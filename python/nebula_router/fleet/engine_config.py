@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import yaml
 
-_SHORT: Final = {"-tp": "tensor_parallel_size", "-pp": "pipeline_parallel_size", "-dp": "data_parallel_size"}
+from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError
+
+MAX_CONFIG_BYTES: Final = 1 << 20
 _DECIMAL: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY: Final = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)")
@@ -17,24 +19,19 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?")
 _MIB: Final = 2**20
 
 
-class EngineConfigError(ValueError):
-    """An engine's settings that cannot be used; the message names the file and the line, or the setting."""
-
-
 class EngineConfig:
-    """An engine's settings by name; dashes or underscores are one, arguments win over the file."""
+    """An engine's settings by name, as values; arguments win over the file.
+
+    Raises:
+        EngineConfigError: A setting or an argument is none of vLLM's form.
+    """
 
     def __init__(self, engine_args: Mapping[str, Any], extra_args: Sequence[str] = ()) -> None:
-        self._values = {_name(key): value for key, value in engine_args.items()} | _arguments(extra_args)
+        self._args = EngineArgs.of(engine_args, extra_args)
 
     def text(self, name: str) -> str | None:
         """A setting as text."""
-        value = self._values.get(name)
-        return None if value is None else str(value)
-
-    def switch(self, name: str) -> bool:
-        """Whether a switch is on."""
-        return str(self._values.get(name, False)).lower() in {"true", "1", "yes"}
+        return self._args.value(name)
 
     def whole(self, name: str) -> int | None:
         """A whole number, which vLLM also takes as 32k (thousands) or 32K (1024s).
@@ -50,7 +47,7 @@ class EngineConfig:
         found = _NUMBER.fullmatch(value.replace("_", ""))
         number = Decimal(found[1]) * (_DECIMAL | _BINARY).get(found[2], 1) if found else Decimal("0.5")
         if number != int(number):
-            raise EngineConfigError(f"{_flag(name)} = {value}: expected a whole number, as 32768 or 32K")
+            raise EngineConfigError(f"{name} = {value}: expected a whole number, as 32768 or 32K")
         return int(number)
 
     def size(self, name: str, default: int = 1) -> int:
@@ -61,7 +58,7 @@ class EngineConfig:
         """
         number = self.whole(name)
         if number is not None and number < 1:
-            raise EngineConfigError(f"{_flag(name)} = {self.text(name)}: expected at least 1")
+            raise EngineConfigError(f"{name} = {self.text(name)}: expected at least 1")
         return default if number is None else number
 
     def share(self, name: str) -> float | None:
@@ -76,18 +73,35 @@ class EngineConfig:
         except ValueError:
             number = 0.0
         if number is not None and not 0 < number <= 1:
-            raise EngineConfigError(f"{_flag(name)} = {value}: expected a number above 0 and at most 1, as 0.9")
+            raise EngineConfigError(f"{name} = {value}: expected a number above 0 and at most 1, as 0.9")
         return number
 
 
 def read_engine_config(path: Path) -> dict[str, Any]:
-    """The settings in an engine's YAML file, as they stand there.
+    """The settings in an engine's YAML file, as they stand there. Blocks while it reads.
 
     Raises:
         EngineConfigError: The file cannot be read, is not YAML, or is no list of `name: value`.
     """
+    values = _read_yaml(path)
+    if values is None:
+        raise EngineConfigError(f"{path}: is empty; expected an engine's settings, as `model: Qwen/Qwen2.5-7B`")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise EngineConfigError(f"{path}: expected `name: value` lines, as `model: Qwen/Qwen2.5-7B`")
+    names = [key.replace("_", "-") for key in values]
+    twice = next((key for key in values if names.count(key.replace("_", "-")) > 1), None)
+    if twice is not None:
+        raise EngineConfigError(f"{path}: {twice} is given twice, with dashes and with underscores")
+    return values
+
+
+def _read_yaml(path: Path) -> object:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise EngineConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, no engine's settings")
+        return yaml.safe_load(text.decode())
     except OSError as error:
         raise EngineConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -98,15 +112,6 @@ def read_engine_config(path: Path) -> dict[str, Any]:
         raise EngineConfigError(f"{path}{line}: is not YAML: {error.problem or error}") from None
     except yaml.YAMLError as error:
         raise EngineConfigError(f"{path}: is not YAML: {error}") from None
-    if values is None:
-        raise EngineConfigError(f"{path}: is empty; expected an engine's settings, as `model: Qwen/Qwen2.5-7B`")
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise EngineConfigError(f"{path}: expected `name: value` lines, as `model: Qwen/Qwen2.5-7B`")
-    names = [_name(key) for key in values]
-    twice = next((key for key in values if names.count(_name(key)) > 1), None)
-    if twice is not None:
-        raise EngineConfigError(f"{path}: {twice} is given twice, with dashes and with underscores")
-    return values
 
 
 def memory_mb(text: str) -> int:
@@ -121,30 +126,3 @@ def memory_mb(text: str) -> int:
     decimal = not found[3] and text.strip().lower().endswith("b")
     unit = (_DECIMAL[found[2].lower()] if decimal else _BINARY[found[2].upper()]) if found[2] else 1
     return ceil(Decimal(found[1]) * unit / _MIB)
-
-
-def _name(key: str) -> str:
-    return key.strip().lstrip("-").replace("-", "_")
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _arguments(extra_args: Sequence[str]) -> dict[str, Any]:
-    """`--name value`, `--name=value`, `--name` and `--no-name`."""
-    found: dict[str, Any] = {}
-    waiting: str | None = None
-    for argument in extra_args:
-        if argument.startswith("--") or argument in _SHORT:
-            flag, given, value = argument.partition("=")
-            waiting = _SHORT.get(flag) or _name(flag)
-            found[waiting] = value if given else True
-            if given:
-                waiting = None
-            elif waiting.startswith("no_"):
-                found[waiting.removeprefix("no_")] = False
-        elif waiting is not None:
-            found[waiting] = argument
-            waiting = None
-    return found

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError, read_engine_config
+from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError
+from nebula_router.fleet.engine_config import read_engine_config
 from nebula_router.fleet.records import Role
 
 if TYPE_CHECKING:
@@ -81,10 +83,17 @@ class Job:
         """
         settings = self.assignment.engine_args
         if settings is None and self.assignment.engine_config_path is not None:
-            settings = read_engine_config(self.assignment.engine_config_path)
+            settings = _read_here(self.assignment.engine_config_path)
         return EngineArgs.of(settings or {}, self.assignment.extra_args or ())
 
     @property
     def hands_off(self) -> bool:
         """Whether it is one of a prefill and decode pair."""
         return self.assignment.role is not Role.UNIFIED
+
+
+def _read_here(path: str) -> dict[str, Any]:
+    try:
+        return read_engine_config(Path(path))
+    except EngineConfigError as error:
+        raise EngineConfigError(f"{error}; the node reads it on its own machine") from None

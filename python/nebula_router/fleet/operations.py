@@ -28,7 +28,7 @@ from nebula_router.fleet.documents import (
     Placements,
     ScaleOrder,
 )
-from nebula_router.fleet.engine_config import EngineConfigError
+from nebula_router.fleet.engine_args import EngineConfigError
 from nebula_router.fleet.model_files import ModelFilesError
 from nebula_router.fleet.one_shot import Ask, UnknownModelError, place
 from nebula_router.fleet.records import (

@@ -167,7 +167,7 @@ def load(
     Without a scheduler, `nebula scheduler --model-uid` places one, and can say more of how.
     """
     from nebula_router.fleet import ask
-    from nebula_router.fleet.engine_config import EngineConfigError
+    from nebula_router.fleet.engine_args import EngineConfigError
     from nebula_router.fleet.records import ModelSpec
     from nebula_router.fleet.scheduler_command import Options
     from nebula_router.fleet.scheduling import asked as read

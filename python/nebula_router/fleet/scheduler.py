@@ -12,7 +12,7 @@ from typing import Final
 
 from nebula_router.fleet.book import Values, decide, look
 from nebula_router.fleet.decider import Decider, Sizing
-from nebula_router.fleet.engine_config import EngineConfigError
+from nebula_router.fleet.engine_args import EngineConfigError
 from nebula_router.fleet.follow import View, follow
 from nebula_router.fleet.model_files import ModelFilesError
 from nebula_router.fleet.records import (

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any, Final
 
 from nebula_router.config import Settings
-from nebula_router.fleet.engine_config import EngineConfig, EngineConfigError, memory_mb, read_engine_config
+from nebula_router.fleet.engine_args import EngineConfigError
+from nebula_router.fleet.engine_config import EngineConfig, memory_mb, read_engine_config
 from nebula_router.fleet.model_files import ModelFilesError
 from nebula_router.fleet.one_shot import Ask, Placed, UnknownModelError, place
 from nebula_router.fleet.open import open_store

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from nebula_router.fleet.engine_config import EngineConfig, EngineConfigError
+from nebula_router.fleet.engine_args import EngineConfigError
+from nebula_router.fleet.engine_config import EngineConfig
 from nebula_router.fleet.model_files import ModelFiles, model_files
 from nebula_router.fleet.records import ModelSpec, Pool
 from nebula_router.fleet.shape import ShapeError, shape
@@ -52,10 +53,10 @@ def sized(pool: Pool, model: str, overhead_mb: int) -> Sized:
         ModelFilesError: A file of the model cannot be read.
     """
     config = EngineConfig(pool.engine_args, pool.extra_args)
-    tensor = config.size("tensor_parallel_size", pool.tensor_parallel_size)
-    pipeline = config.size("pipeline_parallel_size")
-    local = config.size("data_parallel_size_local", config.size("data_parallel_size"))
-    data = 1 if config.text("data_parallel_rank") else local
+    tensor = config.size("tensor-parallel-size", pool.tensor_parallel_size)
+    pipeline = config.size("pipeline-parallel-size")
+    local = config.size("data-parallel-size-local", config.size("data-parallel-size"))
+    data = 1 if config.text("data-parallel-rank") else local
     no_gpu = pool.engine_type in NO_GPU_ENGINES or config.text("device") == "cpu"
     gpus = pool.gpus_per_replica
     if gpus is None:
@@ -96,16 +97,16 @@ def _asked(config: EngineConfig, tensor: int, pipeline: int) -> Asked:
     return Asked(
         tensor=tensor,
         pipeline=pipeline,
-        context=config.whole("max_model_len"),
-        kv_value_bytes=_KV_BYTES.get((config.text("kv_cache_dtype") or "auto").lower(), 2.0),
-        kv_bytes=config.whole("kv_cache_memory_bytes"),
-        utilization=config.share("gpu_memory_utilization") or UTILIZATION,
-        batched_tokens=config.whole("max_num_batched_tokens") or Asked().batched_tokens,
+        context=config.whole("max-model-len"),
+        kv_value_bytes=_KV_BYTES.get((config.text("kv-cache-dtype") or "auto").lower(), 2.0),
+        kv_bytes=config.whole("kv-cache-memory-bytes"),
+        utilization=config.share("gpu-memory-utilization") or UTILIZATION,
+        batched_tokens=config.whole("max-num-batched-tokens") or Asked().batched_tokens,
     )
 
 
 def _need(config: EngineConfig, asked: Asked, model: str, overhead_mb: int) -> Need | None:
-    files = model_files(model, config.text("download_dir"), config.text("revision"))
+    files = model_files(model, config.text("download-dir"), config.text("revision"))
     if files is not None:
         return _by_files(files, config, asked, overhead_mb)
     found = parameters_in_name(model)

@@ -67,7 +67,7 @@ def _up(
     `drain` and `unload` in another terminal ask and change it.
     """
     from nebula_router.fleet.claim import NodeTakenError
-    from nebula_router.fleet.engine_config import EngineConfigError
+    from nebula_router.fleet.engine_args import EngineConfigError
     from nebula_router.fleet.local import NoRoomError, configured, simulated
     from nebula_router.fleet.placed import show
 

@@ -1,12 +1,11 @@
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError, read_engine_config
+from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError
 
 YAML = """
 model: org/m
@@ -64,19 +63,6 @@ def test_what_is_wrong_is_named() -> None:
         EngineArgs.of({"data-parallel-size": "two"}).number("data-parallel-size", 1)
     with pytest.raises(EngineConfigError, match="name of an engine's flag"):
         EngineArgs.of({"--": 1})
-
-
-def test_a_file_that_is_no_settings_is_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "e.yaml"
-    for text, told in (("[1, 2]", "found a list"), ("a: [", "not YAML"), ("\x00", "not YAML")):
-        file.write_text(text)
-        with pytest.raises(EngineConfigError, match=told) as caught:
-            read_engine_config(str(file))
-        assert str(caught.value).startswith(str(file))
-    file.write_text("")
-    assert read_engine_config(str(file)) == {}
-    with pytest.raises(EngineConfigError, match="its own machine"):
-        read_engine_config(str(tmp_path))
 
 
 _NAMES = st.from_regex(r"[a-z]{1,8}(-[a-z]{1,5}){0,2}", fullmatch=True).filter(
