@@ -12,7 +12,7 @@ from typer.main import get_command
 import nebula_router
 from nebula_router.config import Settings
 from nebula_router.flags import takes_settings
-from nebula_router.fleet import node_command, operations_command, scheduler_command, up_command
+from nebula_router.fleet.commands import node_command, operations_command, scheduler_command, up_command
 from nebula_router.reference import as_toml, page
 from nebula_router.serving import serve
 from nebula_router.sim_settings import SimSettings

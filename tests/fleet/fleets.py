@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import (
     Assignment,
     EndpointInfo,
@@ -18,7 +19,6 @@ from nebula_router.fleet.records import (
     placement_key,
     spec_key,
 )
-from nebula_router.fleet.snapshot import Snapshot
 from nebula_router.fleet.store import Store
 
 GIB_MB = 1024

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from tests.fleet.fleets import endpoint
 
-from nebula_router.fleet.autoscale import STALE_MS, Step, load, step
+from nebula_router.fleet.placing.autoscale import STALE_MS, Step, load, step
 from nebula_router.fleet.records import Assignment, EndpointInfo, PlacementPlan, Pool
 from nebula_router.fleet.settings import SchedulerSettings
 

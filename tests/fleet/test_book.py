@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 import pytest
 from tests.fleet.fleets import all_placements, announce, doubles, gpu, node, placement, spec
 
-from nebula_router.fleet import book
-from nebula_router.fleet.book import BOOK, ContendedError, Decision, Values, Write, decide, look
 from nebula_router.fleet.memory import MemoryStore
-from nebula_router.fleet.one_shot import Ask, place
+from nebula_router.fleet.placing import book
+from nebula_router.fleet.placing.book import BOOK, ContendedError, Decision, Values, Write, decide, look
+from nebula_router.fleet.placing.one_shot import Ask, place
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import Pool, Role, placement_key, spec_key
 from nebula_router.fleet.schedule import plan
 from nebula_router.fleet.settings import SchedulerSettings
-from nebula_router.fleet.snapshot import Snapshot
 from nebula_router.fleet.store import Change, Entry, Listing, StoreDownError
 
 pytestmark = pytest.mark.anyio

@@ -5,7 +5,8 @@ from typing import Any
 
 from tests.fleet.fleets import doubles, endpoint, fleet, gpu, node, spec
 
-from nebula_router.fleet.decider import MOST_BYTES, Decider, Sizing
+from nebula_router.fleet.placing.decider import MOST_BYTES, Decider, Sizing
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import (
     EndpointStatus,
     ModelRequest,
@@ -17,7 +18,6 @@ from nebula_router.fleet.records import (
     spec_key,
 )
 from nebula_router.fleet.settings import SchedulerSettings
-from nebula_router.fleet.snapshot import Snapshot
 
 TWO = [node("a", gpu(0), gpu(1)), node("b", gpu(0), gpu(1))]
 NOW_MS = 1_700_000_000_000

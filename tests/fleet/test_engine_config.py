@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from nebula_router.fleet.engine_args import EngineConfigError
-from nebula_router.fleet.engine_config import EngineConfig, memory_mb, read_engine_config
+from nebula_router.fleet.engine.engine_args import EngineConfigError
+from nebula_router.fleet.engine.engine_config import EngineConfig, memory_mb, read_engine_config
 
 
 def test_names_have_dashes_or_underscores_and_arguments_win() -> None:

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 from tests.fleet.made import MODEL, NOW_MS, endpoint, fill, node, plan, put, sized, spec, stored_plan, stored_spec
 
-from nebula_router.fleet import operations, survey
-from nebula_router.fleet.documents import DrainOrder, NodeDrainOrder, ReplicaRow, ScaleOrder
+from nebula_router.fleet import operations
+from nebula_router.fleet.asking import survey
+from nebula_router.fleet.asking.documents import DrainOrder, NodeDrainOrder, ReplicaRow, ScaleOrder
 from nebula_router.fleet.memory import MemoryStore
 from nebula_router.fleet.operations import UnknownError, WrongError
 from nebula_router.fleet.records import (

@@ -19,7 +19,7 @@ from tests.gateway.wait import until
 
 from nebula_router.cli import main
 from nebula_router.core import Core
-from nebula_router.fleet import ask
+from nebula_router.fleet.asking import ask
 from nebula_router.fleet.memory import MemoryStore
 from nebula_router.fleet.records import Role
 from nebula_router.fleet.scheduler import Scheduler

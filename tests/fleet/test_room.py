@@ -1,8 +1,8 @@
 import pytest
 from tests.fleet.fleets import endpoint, fleet, gpu, node
 
+from nebula_router.fleet.placing.room import Room, free_mb, group
 from nebula_router.fleet.records import Assignment, PlacementPlan
-from nebula_router.fleet.room import Room, free_mb, group
 
 
 def at(node_id: str, *gpus: int, replica_id: int = 0, port: int | None = None) -> Assignment:

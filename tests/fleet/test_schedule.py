@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from tests.fleet.fleets import endpoint, fleet, gpu, node, spec
 
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import Assignment, ModelSpec, PlacementPlan, Pool, Role
 from nebula_router.fleet.schedule import Outcome, plan
-from nebula_router.fleet.snapshot import Snapshot
 
 
 def after(before: Snapshot, outcomes: Mapping[str, Outcome]) -> Snapshot:

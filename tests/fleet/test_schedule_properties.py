@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tests.fleet.fleets import doubles, fleet, gpu, node, spec
 from tests.fleet.test_schedule import after
 
+from nebula_router.fleet.placing.site import gpus_of
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import Assignment, ModelSpec, NodeStatus, Pool, Role
 from nebula_router.fleet.schedule import plan, wanted_replicas
-from nebula_router.fleet.site import gpus_of
-from nebula_router.fleet.snapshot import Snapshot
 
 NODES = ("a", "b", "c")
 UIDS = ("m", "n", "o")

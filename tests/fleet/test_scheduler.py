@@ -13,9 +13,9 @@ from tests.fleet.etcd import Etcd
 from tests.fleet.fleets import all_placements, announce, doubles, endpoint, gpu, node, placement, serve, spec, want
 from tests.fleet.test_book import Unsteady, ask
 
-from nebula_router.fleet.book import BOOK, Decision
 from nebula_router.fleet.memory import MemoryStore
-from nebula_router.fleet.one_shot import place
+from nebula_router.fleet.placing.book import BOOK, Decision
+from nebula_router.fleet.placing.one_shot import place
 from nebula_router.fleet.records import ModelRequest, PlacementPlan, model_request_key, node_key, placement_key
 from nebula_router.fleet.scheduler import Scheduler
 from nebula_router.fleet.settings import SchedulerSettings

@@ -19,9 +19,9 @@ from tests.fleet.fleets import announce, gpu, node, placement, want
 from tests.fleet.test_sizing import LLAMA_8B, saved
 
 from nebula_router.cli import main, main_scheduler
-from nebula_router.fleet import one_shot
-from nebula_router.fleet.book import look
 from nebula_router.fleet.etcd import EtcdStore
+from nebula_router.fleet.placing import one_shot
+from nebula_router.fleet.placing.book import look
 from nebula_router.fleet.records import ModelSpec, NodeStatus, PlacementPlan, Role, spec_key
 from nebula_router.fleet.store import Store
 

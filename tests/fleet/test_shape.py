@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nebula_router.fleet.shape import ShapeError, shape
+from nebula_router.fleet.model.shape import ShapeError, shape
 
 DATA = Path(__file__).parent / "data"
 

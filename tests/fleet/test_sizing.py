@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from tests.fleet.test_shape import DATA
 
-from nebula_router.fleet.engine_args import EngineConfigError
-from nebula_router.fleet.model_files import ModelFilesError, model_files
+from nebula_router.fleet.engine.engine_args import EngineConfigError
+from nebula_router.fleet.model.model_files import ModelFilesError, model_files
+from nebula_router.fleet.model.sizing import parameters_in_name, sized, weights_by_name
 from nebula_router.fleet.records import Pool
-from nebula_router.fleet.sizing import parameters_in_name, sized, weights_by_name
 
 OVERHEAD = 1536
 LLAMA_8B = 16_060_522_496

@@ -1,8 +1,8 @@
 import pytest
 from tests.fleet.test_shape import config
 
-from nebula_router.fleet.shape import shape
-from nebula_router.fleet.vram import GIB, MIB, Asked, Need, need, stored_need
+from nebula_router.fleet.model.shape import shape
+from nebula_router.fleet.model.vram import GIB, MIB, Asked, Need, need, stored_need
 
 LLAMA_70B = 141_107_412_992  # total_size of its safetensors index
 LLAMA_8B = 16_060_522_496

@@ -185,8 +185,8 @@ async def test_models_of_files_are_placed_on_the_machines_gpus(tmp_path: Path) -
         files += ["--engine-config-path", str(file)]
     async with up(tmp_path, *files, "--engine-type", "sim", "--gpus", "fake:2x24GiB") as fleet:
         await fleet.await_ready("qwen/0", "llama/0")
-        for name in ("llama", "qwen", "org/qwen-7B"):
-            assert (await fleet.ask(model=name))["model"] == name
+        for name, model in (("llama", "org/llama-7B"), ("qwen", "org/qwen-7B"), ("org/qwen-7B", "org/qwen-7B")):
+            assert (await fleet.ask(model=name))["model"] == model
         assert sorted(tuple(row["gpus"]) for row in await fleet.replicas()) == [(0,), (1,)]
 
 

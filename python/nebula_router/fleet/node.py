@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import nebula_router
-from nebula_router.fleet import saved as saving
 from nebula_router.fleet.claim import Claim, Lock, NodeTakenError
-from nebula_router.fleet.command import Machine
+from nebula_router.fleet.engine import saved as saving
+from nebula_router.fleet.engine.command import Machine
+from nebula_router.fleet.engine.house import House
+from nebula_router.fleet.engine.job import Job
+from nebula_router.fleet.engine.keeper import Keeper
+from nebula_router.fleet.engine.ports import PortTable
 from nebula_router.fleet.follow import follow
 from nebula_router.fleet.gpu import open_gpus
-from nebula_router.fleet.house import House
-from nebula_router.fleet.job import Job
-from nebula_router.fleet.keeper import Keeper
-from nebula_router.fleet.ports import PortTable
 from nebula_router.fleet.records import PLACEMENTS, NodeStatus, PlacementPlan, RecordError, checked_id
 from nebula_router.fleet.store import StoreClosedError, StoreError
 from nebula_router.fleet.waiting import ended
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from nebula_router.fleet.engine.saved import Saved
     from nebula_router.fleet.follow import View
     from nebula_router.fleet.gpu import Gpus
     from nebula_router.fleet.records import GpuStatus
-    from nebula_router.fleet.saved import Saved
     from nebula_router.fleet.settings import NodeSettings
     from nebula_router.fleet.store import Entry, Store
 

@@ -4,8 +4,8 @@
     ├── UnknownError    a model, a replica or a node that is not there; the text names the nearest
     └── WrongError      an order that makes no sense
 
-An order is a decision in the schedulers' book (`nebula_router.fleet.book`). It plans its model by the schedulers'
-rules, so that it has its effect where none runs.
+An order is a decision in the schedulers' book (`nebula_router.fleet.placing.book`). It plans its model by the
+schedulers' rules, so that it has its effect where none runs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import uuid
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from nebula_router.fleet import survey
-from nebula_router.fleet.book import decide, look
-from nebula_router.fleet.decider import unloading
-from nebula_router.fleet.documents import (
+from nebula_router.fleet.asking import survey
+from nebula_router.fleet.asking.documents import (
     Done,
     DrainOrder,
     FleetStatus,
@@ -28,9 +26,12 @@ from nebula_router.fleet.documents import (
     Placements,
     ScaleOrder,
 )
-from nebula_router.fleet.engine_args import EngineConfigError
-from nebula_router.fleet.model_files import ModelFilesError
-from nebula_router.fleet.one_shot import Ask, UnknownModelError, place
+from nebula_router.fleet.engine.engine_args import EngineConfigError
+from nebula_router.fleet.model.model_files import ModelFilesError
+from nebula_router.fleet.placing.book import decide, look
+from nebula_router.fleet.placing.decider import unloading
+from nebula_router.fleet.placing.one_shot import Ask, UnknownModelError, place
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import (
     Assignment,
     ModelRequest,
@@ -43,13 +44,12 @@ from nebula_router.fleet.records import (
     model_request_key,
     placement_key,
 )
-from nebula_router.fleet.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from nebula_router.fleet.book import Values
-    from nebula_router.fleet.one_shot import Placed
+    from nebula_router.fleet.placing.book import Values
+    from nebula_router.fleet.placing.one_shot import Placed
     from nebula_router.fleet.settings import SchedulerSettings
     from nebula_router.fleet.store import Store
 

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from nebula_router.fleet.placing.room import Room
+from nebula_router.fleet.placing.site import Refusal, Site, Strategy, Wanted, find_site, gpus_of
+from nebula_router.fleet.placing.snapshot import Replica, Snapshot
 from nebula_router.fleet.records import Assignment, ModelSpec, PlacementPlan, Pool, Role
-from nebula_router.fleet.room import Room
-from nebula_router.fleet.site import Refusal, Site, Strategy, Wanted, find_site, gpus_of
-from nebula_router.fleet.snapshot import Replica, Snapshot
 
 _NOBODY: Final[frozenset[Replica]] = frozenset()
 _FILE: Final = "engine_config_path"

@@ -1,7 +1,7 @@
 """Keeps placements true: follows the fleet, and decides again whenever it changes or an interval has passed.
 
 Any number of schedulers may run, and one-shot commands beside them: what each decides goes through the one book
-(`nebula_router.fleet.book`). While the store is out of reach nothing is decided, and engines go on as they are.
+(`nebula_router.fleet.placing.book`). While the store is out of reach nothing is decided, and engines go on as they are.
 """
 
 import asyncio
@@ -10,11 +10,13 @@ import time
 from contextlib import aclosing
 from typing import Final
 
-from nebula_router.fleet.book import Values, decide, look
-from nebula_router.fleet.decider import Decider, Sizing
-from nebula_router.fleet.engine_args import EngineConfigError
+from nebula_router.fleet.engine.engine_args import EngineConfigError
 from nebula_router.fleet.follow import View, follow
-from nebula_router.fleet.model_files import ModelFilesError
+from nebula_router.fleet.model.model_files import ModelFilesError
+from nebula_router.fleet.model.sizing import sized_spec
+from nebula_router.fleet.placing.book import Values, decide, look
+from nebula_router.fleet.placing.decider import Decider, Sizing
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import (
     MODEL_REQUESTS,
     MODELS,
@@ -26,8 +28,6 @@ from nebula_router.fleet.records import (
     spec_key,
 )
 from nebula_router.fleet.settings import SchedulerSettings
-from nebula_router.fleet.sizing import sized_spec
-from nebula_router.fleet.snapshot import Snapshot
 from nebula_router.fleet.store import Store, StoreClosedError, StoreError
 
 GATHER_S: Final = 0.05

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nebula_router.fleet import operations
-from nebula_router.fleet.documents import Document, DrainOrder, NodeDrainOrder, ScaleOrder
+from nebula_router.fleet.asking.documents import Document, DrainOrder, NodeDrainOrder, ScaleOrder
 from nebula_router.fleet.operations import OperationError, UnknownError, WrongError
 from nebula_router.fleet.records import ModelSpec
 from nebula_router.fleet.store import StoreError

@@ -51,10 +51,11 @@ impl Fleet {
             self.engines.iter().map(|engine| (engine.spec().name.as_str(), engine)).collect();
         let engines = specs.into_iter().map(|spec| {
             let kept = before.get(spec.name.as_str()).filter(|engine| *engine.spec() == spec);
-            kept.map(|engine| Arc::clone(engine)).unwrap_or_else(|| {
-                let (id, first_rank) = next.take(spec.ranks);
-                Arc::new(Engine::new(id, first_rank, spec))
-            })
+            if let Some(engine) = kept {
+                return Arc::clone(engine);
+            }
+            let (id, first_rank) = next.take(spec.ranks);
+            Arc::new(Engine::new(id, first_rank, spec))
         });
         Ok(Fleet::of(engines.collect()))
     }

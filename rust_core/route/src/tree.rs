@@ -163,7 +163,9 @@ impl Tree {
             if self.arena.node(id).is_some_and(|node| ranks.iter().any(|rank| holds(node, rank))) {
                 self.arena.edit(id, |node| {
                     node.holders.retain(|holder| !ranks.contains(&RankId(holder.rank)));
-                    ranks.iter().for_each(|RankId(rank)| node.lowers.forget(*rank));
+                    for RankId(rank) in ranks {
+                        node.lowers.forget(*rank);
+                    }
                 });
                 self.loosen(id);
             }

@@ -13,11 +13,11 @@ from typing import Any
 
 from tests.e2e.process import free_port
 
-from nebula_router.fleet import saved
+from nebula_router.fleet.engine import saved
+from nebula_router.fleet.engine.process import Process
 from nebula_router.fleet.gpu import open_gpus
 from nebula_router.fleet.memory import MemoryStore
 from nebula_router.fleet.node import Node
-from nebula_router.fleet.process import Process
 from nebula_router.fleet.records import (
     Assignment,
     EndpointInfo,

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from nebula_router.fleet.command import Launch, Machine, reachable
-from nebula_router.fleet.engine_args import EngineConfigError
+from nebula_router.fleet.engine.command import Launch, Machine, reachable
+from nebula_router.fleet.engine.engine_args import EngineConfigError
+from nebula_router.fleet.engine.job import Job
+from nebula_router.fleet.engine.ports import Ports
 from nebula_router.fleet.gpu import open_gpus
-from nebula_router.fleet.job import Job
-from nebula_router.fleet.ports import Ports
 from nebula_router.fleet.records import Assignment
 from nebula_router.fleet.settings import NodeSettings
 

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError
+from nebula_router.fleet.engine.engine_args import EngineArgs, EngineConfigError
 
 YAML = """
 model: org/m

@@ -225,8 +225,8 @@ async def test_an_engine_that_is_never_healthy_is_started_again(machine: Machine
 
 
 async def test_an_engine_that_hangs_is_started_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nebula_router.fleet.probe.TIMEOUT_S", 0.5)
-    monkeypatch.setattr("nebula_router.fleet.keeper._HUNG_GRACE_S", 0.2)
+    monkeypatch.setattr("nebula_router.fleet.engine.probe.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("nebula_router.fleet.engine.keeper._HUNG_GRACE_S", 0.2)
     async with machine.node(health_failures=2):
         await machine.place({})
         await machine.ready()
@@ -270,7 +270,7 @@ async def test_what_an_engine_started_ends_with_it(machine: Machine) -> None:
 
 
 async def test_a_log_is_turned_over_while_the_engine_writes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nebula_router.fleet.keeper._MB", 1000)
+    monkeypatch.setattr("nebula_router.fleet.engine.keeper._MB", 1000)
     command = "sh -c 'i=0; while :; do i=$((i+1)); echo line $i of many; sleep 0.001; done'"
     async with machine.node(engine_command=command, log_max_mb=1, log_keep=2, ready_timeout_s=60):
         await machine.place({})

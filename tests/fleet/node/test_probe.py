@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.canned_gateway import Canned
 
-from nebula_router.fleet.probe import Load, Probe
+from nebula_router.fleet.engine.probe import Load, Probe
 
 REAL = Path(__file__).parents[3] / "rust_core" / "sim" / "tests" / "data" / "metrics.txt"
 """As a vLLM wrote it."""
@@ -83,7 +83,7 @@ async def test_an_engine_tells_of_itself() -> None:
 
 @pytest.mark.anyio
 async def test_an_engine_that_hangs_or_babbles_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nebula_router.fleet.probe.TIMEOUT_S", 0.05)
+    monkeypatch.setattr("nebula_router.fleet.engine.probe.TIMEOUT_S", 0.05)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -98,5 +98,5 @@ async def test_an_engine_that_hangs_or_babbles_is_not_well(monkeypatch: pytest.M
         async with await asyncio.start_server(server, "127.0.0.1", 0) as serving:
             port = serving.sockets[0].getsockname()[1]
             if server is babbling:
-                monkeypatch.setattr("nebula_router.fleet.probe.TIMEOUT_S", 10)
+                monkeypatch.setattr("nebula_router.fleet.engine.probe.TIMEOUT_S", 10)
             assert told in (await Probe("127.0.0.1", port).health() or "")

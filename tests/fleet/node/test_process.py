@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests.fleet.node.machine import WITHIN_S, is_alive, kill, until
 
-from nebula_router.fleet.engine_log import tail, turn_over
-from nebula_router.fleet.process import Process, ProcessId, boot
+from nebula_router.fleet.engine.engine_log import tail, turn_over
+from nebula_router.fleet.engine.process import Process, ProcessId, boot
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +82,7 @@ async def test_another_process_takes_it_over(tmp_path: Path) -> None:
     script = f"""
 import os, sys
 from pathlib import Path
-from nebula_router.fleet.process import Process
+from nebula_router.fleet.engine.process import Process
 process = Process.start(("sleep", "600"), dict(os.environ), Path({str(tmp_path / "log")!r}))
 print(process.id.pid, process.id.start, process.id.boot)
 """

@@ -4,8 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from nebula_router.fleet.engine.replica import Limits, Phase, Replica
 from nebula_router.fleet.records import EndpointStatus
-from nebula_router.fleet.replica import Limits, Phase, Replica
 
 LIMITS = Limits(ready_timeout_s=10, health_failures=5, backoff_s=1, backoff_max_s=8, cap=4)
 NEW = Replica(LIMITS)

@@ -19,6 +19,10 @@ _LEADER: Final = ("hasleader", "true")
 """Asks etcd to end a watch when the member that serves it has lost touch with the others."""
 
 
+_LATE: Final = frozenset({"context deadline exceeded", "context canceled"})
+"""How a member without a leader words, as an unknown error, that the deadline which it was given is over."""
+
+
 class RefusedError(StoreError):
     """What etcd said in place of an answer."""
 
@@ -139,7 +143,7 @@ class Link:
         if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
             await self.give_up(details)
             return self._down(details)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED or details in _LATE:
             took_s = time.monotonic() - began_s
             why = f"no answer within {took_s:.1f} s"
             # One slow answer beside others that came is no reason to break every watch.

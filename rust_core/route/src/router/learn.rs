@@ -29,7 +29,9 @@ impl Router {
         let ranks: Vec<RankId> = gone.iter().flat_map(|engine| engine.ranks()).collect();
         if !ranks.is_empty() {
             self.tree.remove_ranks(&ranks);
-            ranks.iter().for_each(|rank| self.tree.limit(*rank, None));
+            for rank in ranks {
+                self.tree.limit(rank, None);
+            }
         }
         Ok(())
     }

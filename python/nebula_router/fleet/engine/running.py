@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nebula_router.fleet.command import Launch, reachable
-from nebula_router.fleet.probe import Load, Probe
+from nebula_router.fleet.engine.command import Launch, reachable
+from nebula_router.fleet.engine.probe import Load, Probe
 
 if TYPE_CHECKING:
-    from nebula_router.fleet.ports import Ports
-    from nebula_router.fleet.process import Process
+    from nebula_router.fleet.engine.ports import Ports
+    from nebula_router.fleet.engine.process import Process
     from nebula_router.fleet.records import EndpointInfo, EngineStats
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError
+from nebula_router.fleet.engine.engine_args import EngineArgs, EngineConfigError
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 _DECIMAL: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

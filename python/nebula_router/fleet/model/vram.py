@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nebula_router.fleet.shape import Shape
+from nebula_router.fleet.model.shape import Shape
 
 GIB: Final = 2**30
 MIB: Final = 2**20

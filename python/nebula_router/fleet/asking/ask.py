@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
-from nebula_router.fleet.documents import (
+from nebula_router.fleet.asking.documents import (
     Document,
     Done,
     DrainOrder,

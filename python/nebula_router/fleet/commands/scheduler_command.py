@@ -104,7 +104,7 @@ def _scheduler() -> Any:  # noqa: ANN401 - a command
         Weights, KV cache and overhead are held against the memory that the nodes' GPUs have free; a model that does not
         fit is refused with the arithmetic.
         """
-        from nebula_router.fleet.scheduling import keep_placing, place_one
+        from nebula_router.fleet.commands.scheduling import keep_placing, place_one
 
         options = Options(**given)
         status = keep_placing(settings, options) if options.model_uid is None else place_one(settings, options)

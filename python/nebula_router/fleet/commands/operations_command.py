@@ -14,8 +14,8 @@ from nebula_router.flags import Command, takes_settings
 from nebula_router.sources import ConfigError
 
 if TYPE_CHECKING:
-    from nebula_router.fleet.ask import Fleet
-    from nebula_router.fleet.documents import Document
+    from nebula_router.fleet.asking.ask import Fleet
+    from nebula_router.fleet.asking.documents import Document
 
 FAILED: Final = 1
 """Exit status where the fleet could not be asked, or has no such thing."""
@@ -62,10 +62,10 @@ class Asked:
         """
         from rich.console import Console
 
-        from nebula_router.fleet.documents import Done
+        from nebula_router.fleet.asking.documents import Done
+        from nebula_router.fleet.asking.tables import show
         from nebula_router.fleet.operations import OperationError, WrongError
         from nebula_router.fleet.store import StoreError
-        from nebula_router.fleet.tables import show
         from nebula_router.remote import RemoteError
 
         try:
@@ -87,10 +87,10 @@ class Asked:
 
     def _fleet(self) -> "Fleet":
         if self.url is None and self.settings.store.etcd_endpoints:
-            from nebula_router.fleet.ask_store import StoredFleet
+            from nebula_router.fleet.asking.ask_store import StoredFleet
 
             return StoredFleet(self.settings)
-        from nebula_router.fleet.ask import TIMEOUT_S, RemoteFleet
+        from nebula_router.fleet.asking.ask import TIMEOUT_S, RemoteFleet
         from nebula_router.remote import Remote
 
         return RemoteFleet(Remote.of(self.settings.gateway, self.url, TIMEOUT_S))
@@ -166,11 +166,11 @@ def load(
 
     Without a scheduler, `nebula scheduler --model-uid` places one, and can say more of how.
     """
-    from nebula_router.fleet import ask
-    from nebula_router.fleet.engine_args import EngineConfigError
+    from nebula_router.fleet.asking import ask
+    from nebula_router.fleet.commands.scheduler_command import Options
+    from nebula_router.fleet.commands.scheduling import asked as read
+    from nebula_router.fleet.engine.engine_args import EngineConfigError
     from nebula_router.fleet.records import ModelSpec
-    from nebula_router.fleet.scheduler_command import Options
-    from nebula_router.fleet.scheduling import asked as read
 
     shape = "nebula load MODEL --engine-config-path FILE"
     options = Options(
@@ -207,7 +207,7 @@ def scale(
     """Change how many replicas a model has, or between which bounds load decides that."""
     from pydantic import ValidationError
 
-    from nebula_router.fleet.documents import ScaleOrder
+    from nebula_router.fleet.asking.documents import ScaleOrder
 
     shape = "nebula scale MODEL REPLICAS, or nebula scale MODEL --between FEWEST MOST"
     name = _needed(model, "MODEL", shape)
@@ -243,7 +243,7 @@ def drain(
 
     Another one takes a replica's place where there is room. A node that is drained gets no new replicas until --off.
     """
-    from nebula_router.fleet.documents import DrainOrder, NodeDrainOrder
+    from nebula_router.fleet.asking.documents import DrainOrder, NodeDrainOrder
 
     shape = "nebula drain MODEL REPLICA, or nebula drain --node-id NODE"
     number = _either(replica, replica_id, "REPLICA", "--replica-id")

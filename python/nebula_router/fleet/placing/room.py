@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
+from nebula_router.fleet.placing.snapshot import Replica, Snapshot
 from nebula_router.fleet.records import Assignment, GpuStatus, NodeStatus
-from nebula_router.fleet.snapshot import Replica, Snapshot
 
 _UNKNOWN_PORTS: Final = (0, -1)
 

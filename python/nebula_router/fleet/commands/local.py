@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from nebula_router.fleet.commands.scheduler_command import Options
+from nebula_router.fleet.commands.scheduling import asked
 from nebula_router.fleet.memory import MemoryStore
 from nebula_router.fleet.node import Node
-from nebula_router.fleet.one_shot import Ask, place
+from nebula_router.fleet.placing.one_shot import Ask, place
 from nebula_router.fleet.records import ENDPOINTS, EndpointInfo, EndpointStatus, Pool, Role
 from nebula_router.fleet.scheduler import Scheduler
-from nebula_router.fleet.scheduler_command import Options
-from nebula_router.fleet.scheduling import asked
 from nebula_router.reference import settings as rows
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nebula_router.config import Settings
-    from nebula_router.fleet.one_shot import Placed
+    from nebula_router.fleet.placing.one_shot import Placed
     from nebula_router.fleet.settings import NodeSettings, SchedulerSettings
     from nebula_router.fleet.store import Store
     from nebula_router.sim_settings import SimSettings

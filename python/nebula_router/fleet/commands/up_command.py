@@ -16,7 +16,7 @@ from nebula_router.serving import serve
 from nebula_router.sources import ConfigError
 
 if TYPE_CHECKING:
-    from nebula_router.fleet.local import LocalFleet
+    from nebula_router.fleet.commands.local import LocalFleet
 
 FAILED: Final = 1
 """Exit status where this machine's node cannot run."""
@@ -67,9 +67,9 @@ def _up(
     `drain` and `unload` in another terminal ask and change it.
     """
     from nebula_router.fleet.claim import NodeTakenError
-    from nebula_router.fleet.engine_args import EngineConfigError
-    from nebula_router.fleet.local import NoRoomError, configured, simulated
-    from nebula_router.fleet.placed import show
+    from nebula_router.fleet.commands.local import NoRoomError, configured, simulated
+    from nebula_router.fleet.commands.placed import show
+    from nebula_router.fleet.engine.engine_args import EngineConfigError
 
     if engine_config_path and sim is not None:
         raise ConfigError("--sim and --engine-config-path: engines are simulated or real; give one of them")

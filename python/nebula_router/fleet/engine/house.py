@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nebula_router.fleet.replica import Limits
+from nebula_router.fleet.engine.replica import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nebula_router.fleet.command import Machine
-    from nebula_router.fleet.ports import PortTable
+    from nebula_router.fleet.engine.command import Machine
+    from nebula_router.fleet.engine.ports import PortTable
     from nebula_router.fleet.store import Store
 
 

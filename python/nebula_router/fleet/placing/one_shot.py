@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from nebula_router.fleet.book import Values, decide, look
-from nebula_router.fleet.decider import merged
+from nebula_router.fleet.model.sizing import Sized, sized
+from nebula_router.fleet.placing.book import Values, decide, look
+from nebula_router.fleet.placing.decider import merged
+from nebula_router.fleet.placing.snapshot import Replica, Snapshot
 from nebula_router.fleet.records import (
     PLACEMENTS,
     EndpointStatus,
@@ -23,8 +25,6 @@ from nebula_router.fleet.records import (
 )
 from nebula_router.fleet.schedule import Outcome, plan
 from nebula_router.fleet.settings import SchedulerSettings
-from nebula_router.fleet.sizing import Sized, sized
-from nebula_router.fleet.snapshot import Replica, Snapshot
 from nebula_router.fleet.store import Store
 
 WAIT_S: Final = 8.0

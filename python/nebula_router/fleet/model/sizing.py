@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from nebula_router.fleet.engine_args import EngineConfigError
-from nebula_router.fleet.engine_config import EngineConfig
-from nebula_router.fleet.model_files import ModelFiles, model_files
+from nebula_router.fleet.engine.engine_args import EngineConfigError
+from nebula_router.fleet.engine.engine_config import EngineConfig
+from nebula_router.fleet.model.model_files import ModelFiles, model_files
+from nebula_router.fleet.model.shape import ShapeError, shape
+from nebula_router.fleet.model.vram import MIB, UTILIZATION, Asked, Need, need
 from nebula_router.fleet.records import ModelSpec, Pool
-from nebula_router.fleet.shape import ShapeError, shape
-from nebula_router.fleet.vram import MIB, UTILIZATION, Asked, Need, need
 
 NO_GPU_ENGINES: Final = frozenset({"sim"})
 """Engines that have no use for a GPU."""

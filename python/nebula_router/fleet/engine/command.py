@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nebula_router.fleet import container
-from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError, EngineFlag
-from nebula_router.fleet.ports import PortNeeds
+from nebula_router.fleet.engine import container
+from nebula_router.fleet.engine.engine_args import EngineArgs, EngineConfigError, EngineFlag
+from nebula_router.fleet.engine.ports import PortNeeds
+from nebula_router.fleet.engine.sim_args import sim_words
 from nebula_router.fleet.records import Role
-from nebula_router.fleet.sim_args import sim_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nebula_router.fleet.engine.job import Job
+    from nebula_router.fleet.engine.ports import Ports
     from nebula_router.fleet.gpu import Gpus
-    from nebula_router.fleet.job import Job
-    from nebula_router.fleet.ports import Ports
     from nebula_router.fleet.settings import NodeSettings
 
 EVENTS: Final = "kv-events-config"

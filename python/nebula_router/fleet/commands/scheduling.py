@@ -8,15 +8,15 @@ from dataclasses import fields
 from typing import Any, Final
 
 from nebula_router.config import Settings
-from nebula_router.fleet.engine_args import EngineConfigError
-from nebula_router.fleet.engine_config import EngineConfig, memory_mb, read_engine_config
-from nebula_router.fleet.model_files import ModelFilesError
-from nebula_router.fleet.one_shot import Ask, Placed, UnknownModelError, place
+from nebula_router.fleet.commands.placed import document, show
+from nebula_router.fleet.commands.scheduler_command import REFUSED, UNREACHABLE, Options
+from nebula_router.fleet.engine.engine_args import EngineConfigError
+from nebula_router.fleet.engine.engine_config import EngineConfig, memory_mb, read_engine_config
+from nebula_router.fleet.model.model_files import ModelFilesError
 from nebula_router.fleet.open import open_store
-from nebula_router.fleet.placed import document, show
+from nebula_router.fleet.placing.one_shot import Ask, Placed, UnknownModelError, place
 from nebula_router.fleet.records import Pool, RecordError, Role, checked_id
 from nebula_router.fleet.scheduler import Scheduler
-from nebula_router.fleet.scheduler_command import REFUSED, UNREACHABLE, Options
 from nebula_router.fleet.store import StoreError
 from nebula_router.sources import ConfigError
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final, Literal
 
+from nebula_router.fleet.model.vram import MIB, UTILIZATION, gib, stored_need
+from nebula_router.fleet.placing.room import Room, free_mb, group
+from nebula_router.fleet.placing.snapshot import Replica
 from nebula_router.fleet.records import Assignment, GpuStatus, NodeStatus, Pool
-from nebula_router.fleet.room import Room, free_mb, group
-from nebula_router.fleet.snapshot import Replica
-from nebula_router.fleet.vram import MIB, UTILIZATION, gib, stored_need
 
 Strategy = Literal["spread", "pack"]
 

@@ -6,11 +6,11 @@ import logging
 import re
 from typing import TYPE_CHECKING, Final
 
-from nebula_router.fleet.engine_args import EngineConfigError
+from nebula_router.fleet.engine.engine_args import EngineConfigError
 from nebula_router.reference import settings
 
 if TYPE_CHECKING:
-    from nebula_router.fleet.engine_args import EngineArgs
+    from nebula_router.fleet.engine.engine_args import EngineArgs
 
 _RENAMED: Final = {"num-gpu-blocks-override": "kv-blocks"}
 _OURS: Final = frozenset({"listen", "model", "name", "served-model-name"})

@@ -2,9 +2,9 @@
 
 from typing import Final
 
+from nebula_router.fleet.placing.snapshot import Replica, Snapshot
 from nebula_router.fleet.records import Assignment, EndpointInfo
 from nebula_router.fleet.settings import SchedulerSettings
-from nebula_router.fleet.snapshot import Replica, Snapshot
 
 AWAY_S: Final = 5.0
 """Time beyond its interval that a scheduler may have been asleep and still trust what it saw before."""

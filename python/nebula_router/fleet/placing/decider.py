@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nebula_router.fleet.autoscale import step
-from nebula_router.fleet.patience import Absence, Drains
+from nebula_router.fleet.placing.autoscale import step
+from nebula_router.fleet.placing.patience import Absence, Drains
+from nebula_router.fleet.placing.snapshot import Replica, Snapshot
 from nebula_router.fleet.records import (
     PLACEMENTS,
     ModelRequest,
@@ -19,7 +20,6 @@ from nebula_router.fleet.records import (
 )
 from nebula_router.fleet.schedule import Outcome, plan, wanted_replicas
 from nebula_router.fleet.settings import SchedulerSettings
-from nebula_router.fleet.snapshot import Replica, Snapshot
 
 MOST_BYTES: Final = 512 * 1024
 """Size of one decision's placements: etcd takes 1.5 MiB in one request by default."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from nebula_router.fleet import operations
-from nebula_router.fleet.documents import (
+from nebula_router.fleet.asking.documents import (
     Document,
     Done,
     DrainOrder,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from nebula_router.fleet.documents import (
+from nebula_router.fleet.asking.documents import (
     FleetStatus,
     GpuRow,
     ModelRow,
@@ -16,8 +16,8 @@ from nebula_router.fleet.documents import (
     ReplicaRow,
     ReplicaWord,
 )
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import Assignment, EndpointInfo, ModelRequest, NodeStatus, PlacementPlan, Pool, Role
-from nebula_router.fleet.snapshot import Snapshot
 
 PENDING_MS: Final = 15_000
 """Age at which a request that no scheduler has taken says that there may be none."""

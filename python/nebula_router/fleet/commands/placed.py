@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nebula_router.fleet.one_shot import Placed
+from nebula_router.fleet.model.vram import MIB, gib
+from nebula_router.fleet.placing.one_shot import Placed
+from nebula_router.fleet.placing.room import Room, free_mb
 from nebula_router.fleet.records import Assignment, NodeStatus
-from nebula_router.fleet.room import Room, free_mb
-from nebula_router.fleet.vram import MIB, gib
 
 _BILLION = 1e9
 

@@ -9,24 +9,24 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nebula_router.fleet import saved as saving
-from nebula_router.fleet.announcement import Announcement
-from nebula_router.fleet.container import clean
-from nebula_router.fleet.engine_args import EngineConfigError
-from nebula_router.fleet.engine_log import tail, turn_over
-from nebula_router.fleet.ports import PortError
-from nebula_router.fleet.probe import Probe
-from nebula_router.fleet.process import Process
+from nebula_router.fleet.engine import saved as saving
+from nebula_router.fleet.engine.announcement import Announcement
+from nebula_router.fleet.engine.container import clean
+from nebula_router.fleet.engine.engine_args import EngineConfigError
+from nebula_router.fleet.engine.engine_log import tail, turn_over
+from nebula_router.fleet.engine.ports import PortError
+from nebula_router.fleet.engine.probe import Probe
+from nebula_router.fleet.engine.process import Process
+from nebula_router.fleet.engine.replica import Phase, Replica
+from nebula_router.fleet.engine.running import Running
+from nebula_router.fleet.engine.tie import tied
 from nebula_router.fleet.records import EndpointInfo, endpoint_key
-from nebula_router.fleet.replica import Phase, Replica
-from nebula_router.fleet.running import Running
-from nebula_router.fleet.tie import tied
 from nebula_router.fleet.waiting import ended, happened
 
 if TYPE_CHECKING:
-    from nebula_router.fleet.house import House
-    from nebula_router.fleet.job import Job
-    from nebula_router.fleet.saved import Saved
+    from nebula_router.fleet.engine.house import House
+    from nebula_router.fleet.engine.job import Job
+    from nebula_router.fleet.engine.saved import Saved
 
 LOG: Final = "engine.log"
 _POLL_S: Final = 0.1

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from nebula_router.fleet.placing.snapshot import Snapshot
 from nebula_router.fleet.records import Record
-from nebula_router.fleet.snapshot import Snapshot
 from nebula_router.fleet.store import Store, StoreDownError, StoreError
 
 BOOK: Final = "/scheduler/book"

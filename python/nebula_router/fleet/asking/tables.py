@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nebula_router.fleet.documents import (
+from nebula_router.fleet.asking.documents import (
     Document,
     Done,
     FleetStatus,

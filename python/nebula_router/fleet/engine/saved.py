@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nebula_router.fleet.ports import Ports
-from nebula_router.fleet.process import ProcessId
+from nebula_router.fleet.engine.ports import Ports
+from nebula_router.fleet.engine.process import ProcessId
 from nebula_router.fleet.records import Id, Record, RecordError
 
 if TYPE_CHECKING:

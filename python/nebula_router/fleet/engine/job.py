@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nebula_router.fleet.engine_args import EngineArgs, EngineConfigError
-from nebula_router.fleet.engine_config import read_engine_config
+from nebula_router.fleet.engine.engine_args import EngineArgs, EngineConfigError
+from nebula_router.fleet.engine.engine_config import read_engine_config
 from nebula_router.fleet.records import Role
 
 if TYPE_CHECKING:
