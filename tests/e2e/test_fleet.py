@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from tests.e2e.daemon import Daemon, Traffic, asked
@@ -101,6 +102,15 @@ class Fleet:
             return {key: json.loads(entry.value) for key, entry in (await store.list(prefix)).entries.items()}
         finally:
             await store.close()
+
+    async def metric(self, name: str) -> float:
+        """One of the gateway's metrics, which has no labels; the whole page must be one of OpenMetrics."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            page = (await http.get(self.gateway + "/metrics")).text
+        assert page.endswith("# EOF\n")
+        assert page.count("# EOF") == 1
+        [line] = [line for line in page.splitlines() if line.startswith(f"{name} ")]
+        return float(line.removeprefix(name))
 
     async def close(self) -> None:
         """Ends all of it, the engines that nodes left running too."""
@@ -330,6 +340,8 @@ async def test_without_etcd_traffic_goes_on(
     async with Traffic(fleet.gateway, "m") as traffic:
         await asyncio.to_thread(lose, fleet.etcd)
         await until("the loss to show in /health", lost)
+        assert await fleet.metric("nebula_store_connected") == 0
+        assert await fleet.metric("nebula_store_last_contact_seconds") >= 0
         # Longer than the leases last: on its return the store has forgotten the nodes.
         since = asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() - since < LEASE_S + 2:
@@ -337,6 +349,7 @@ async def test_without_etcd_traffic_goes_on(
         assert await fleet.engines() == ["m/0", "m/1"]
         await asyncio.to_thread(bring_back, fleet.etcd)
         await until("the return to show in /health", returned)
+        assert await fleet.metric("nebula_store_connected") == 1
 
         async def announced() -> bool:
             return len(await fleet.keys(NODES)) == 1 and len(await fleet.keys(ENDPOINTS)) == 2

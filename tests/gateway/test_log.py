@@ -145,3 +145,21 @@ async def test_requests_can_be_left_out_of_the_log(open_gateway: OpenGateway, si
         reply = await gateway.http.post(COMPLETIONS, json={"model": MODEL, "prompt": "x", "max_tokens": 1})
         assert reply.status_code == 200
     assert [line for line in gateway.lines() if "routing" in line] == []
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_what_python_says_has_the_form_of_the_rest(form: str, open_gateway: OpenGateway) -> None:
+    async with open_gateway("--etcd-endpoint", "http://127.0.0.1:1", "--log-format", form) as gateway:
+
+        def found() -> list[str]:
+            return [line for line in gateway.lines() if "the store is lost" in line]
+
+        await until("the loss in the log", lambda: bool(found()))
+        assert (await gateway.http.get("/health")).json()["store"]["connected"] is False
+    line = found()[0]
+    if form == "json":
+        said = json.loads(line)
+        assert (said["level"], said["target"]) == ("WARN", "nebula_router.fleet.follow")
+        assert "http://127.0.0.1:1 does not answer" in said["message"]
+    else:
+        assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z  WARN nebula_router\.fleet\.follow: the store is lost", line)

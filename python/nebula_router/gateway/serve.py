@@ -20,6 +20,7 @@ from nebula_router.core import Core, start_log
 from nebula_router.fleet.discovery import Discovery
 from nebula_router.fleet.open import open_store
 from nebula_router.gateway.app import GatewayApp
+from nebula_router.gateway.log import start_python_log
 from nebula_router.kinds import address
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run(settings: Settings, fleet: Fleet | None = None) -> None:
 
     """
     log = start_log(settings.gateway.log_format, settings.gateway.log_level)
+    start_python_log(settings.gateway)
     uvloop.run(_serve(settings, fleet))
     log.close()
     # granian's own threads still hold idle connections; they end with the process.
