@@ -22,7 +22,9 @@ class Etcd:
 
     def __init__(self, folder: Path, *extra: str, scheme: str = "http") -> None:
         if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
-            pytest.fail("these tests need etcd and etcdctl: apt-get install etcd-server etcd-client")
+            lacks = "etcd and etcdctl are not installed: apt-get install etcd-server etcd-client"
+            # Continuous integration installs them, so a skip there would hide a mistake.
+            (pytest.fail if "CI" in os.environ else pytest.skip)(lacks)
         self.url = f"{scheme}://127.0.0.1:{free_port()}"
         self.peer = f"http://127.0.0.1:{free_port()}"
         self.extra = extra
