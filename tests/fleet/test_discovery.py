@@ -25,6 +25,7 @@ from nebula_router.fleet.records import (
     placement_key,
 )
 from nebula_router.fleet.roster import Found, Roster
+from nebula_router.fleet.store import StoreClosedError
 
 pytestmark = pytest.mark.anyio
 
@@ -304,3 +305,14 @@ async def test_a_fleet_that_is_refused_leaves_the_last_one(caplog: pytest.LogCap
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_discovery_that_ended_is_not_connected() -> None:
+    store = MemoryStore()
+    discovery = Discovery(store, Gateway().swap)
+    running = asyncio.ensure_future(discovery.run())
+    await until("the store to be followed", lambda: discovery.connected)
+    await store.close()
+    with pytest.raises(StoreClosedError):
+        await asyncio.wait_for(running, 20)
+    assert not discovery.connected

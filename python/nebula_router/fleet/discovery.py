@@ -68,6 +68,8 @@ class Discovery:
             for task in following:
                 task.cancel()
             await asyncio.gather(*following, return_exceptions=True)
+            # Whatever ended it: nobody may believe that changes still come in.
+            self._endpoints.connected = self._plans.connected = False
 
     def state(self) -> dict[str, Any]:
         """How the store is doing, for /health."""
