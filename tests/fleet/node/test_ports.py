@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.e2e.process import free_port
 
+from nebula_router.fleet.engine.port_lock import FILE, PortLock
 from nebula_router.fleet.engine.ports import PortError, PortNeeds, Ports, PortTable, is_free
-from nebula_router.fleet.port_lock import FILE, PortLock
 
 
 def table(count: int = 8) -> PortTable:

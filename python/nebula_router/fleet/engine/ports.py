@@ -7,7 +7,7 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from nebula_router.fleet.port_lock import PortLock
+from nebula_router.fleet.engine.port_lock import PortLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

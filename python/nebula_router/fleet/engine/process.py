@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nebula_router.fleet.listener import listens
+from nebula_router.fleet.engine.listener import listens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
