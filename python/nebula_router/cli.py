@@ -11,7 +11,7 @@ from typer.main import get_command
 
 import nebula_router
 from nebula_router.config import Settings
-from nebula_router.flags import takes_settings
+from nebula_router.flags import examples, takes_settings
 from nebula_router.fleet.commands import node_command, operations_command, scheduler_command, up_command
 from nebula_router.reference import as_toml, page
 from nebula_router.serving import serve
@@ -42,14 +42,9 @@ app = typer.Typer(
 )
 
 
-def _example(*lines: str) -> str:
-    """Examples under a command's help, one line each."""
-    return "\n\n".join(["Examples:", *(f"`{line}`" for line in lines)])
-
-
 config_app = typer.Typer(
     help="Look at settings: what is in force, whether a file is right, what there is.",
-    epilog=_example("nebula config show", "nebula config check gateway.toml", "nebula config docs"),
+    epilog=examples("nebula config show", "nebula config check gateway.toml", "nebula config docs"),
 )
 app.add_typer(config_app, name="config")
 node_command.register(app)
@@ -68,7 +63,7 @@ def root(
 
 
 @app.command(
-    epilog=_example(
+    epilog=examples(
         "nebula gateway --engine http://127.0.0.1:8000 --engine http://127.0.0.1:8001",
         "nebula gateway --etcd-endpoint http://127.0.0.1:2379",
         "nebula gateway --listen 0.0.0.0:8081 --router http://127.0.0.1:18081",
@@ -89,7 +84,7 @@ def gateway(*, settings: Settings) -> None:
 
 
 @app.command(
-    epilog=_example(
+    epilog=examples(
         "nebula router --etcd-endpoint http://127.0.0.1:2379",
         "nebula router --listen 0.0.0.0:18081 --engine http://127.0.0.1:8000",
     )
@@ -106,7 +101,7 @@ up_command.register(app)
 
 
 @app.command(
-    epilog=_example(
+    epilog=examples(
         "nebula sim --port 8000",
         "nebula sim --port 8001 --model tiny --speed 10",
         "nebula sim --calibration engine.json",
@@ -164,7 +159,7 @@ def simulate(context: typer.Context) -> None:
 
 
 @app.command(
-    epilog=_example(
+    epilog=examples(
         "nebula explain request.json",
         "curl -s https://example.org/request.json | nebula explain - --url http://10.0.0.9:8081",
         "nebula explain - --path /v1/completions --json < request.json",
@@ -199,7 +194,7 @@ def explain(
 
 
 @app.command(
-    epilog=_example(
+    epilog=examples(
         "nebula top",
         "nebula top --url http://10.0.0.9:8081 --interval 5",
         "nebula top --once",
@@ -231,7 +226,7 @@ scheduler_command.register(app)
 operations_command.register(app)
 
 
-@config_app.command(epilog=_example("nebula config show", "nebula config show --config gateway.toml --json"))
+@config_app.command(epilog=examples("nebula config show", "nebula config show --config gateway.toml --json"))
 @takes_settings()
 def show(
     *,
@@ -245,14 +240,14 @@ def show(
         typer.echo(as_toml(settings), nl=False)
 
 
-@config_app.command(epilog=_example("nebula config check gateway.toml"))
+@config_app.command(epilog=examples("nebula config check gateway.toml"))
 def check(file: Annotated[Path, typer.Argument(help="TOML file with settings.")]) -> None:
     """Say whether a file is right, without the environment; every mistake is named."""
     load(file=file, environment=False)
     typer.echo(f"{file}: good")
 
 
-@config_app.command(epilog=_example("nebula config docs > docs/settings.md"))
+@config_app.command(epilog=examples("nebula config docs > docs/settings.md"))
 def docs() -> None:
     """Print the page with every setting."""
     typer.echo(page(), nl=False)

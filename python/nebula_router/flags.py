@@ -13,6 +13,11 @@ from nebula_router.sources import load
 Command = Callable[..., None]
 
 
+def examples(*lines: str) -> str:
+    """Examples under a command's help, one line each."""
+    return "\n\n".join(["Examples:", *(f"`{line}`" for line in lines)])
+
+
 def takes_settings(*groups: str, without: frozenset[str] = frozenset()) -> Callable[[Command], Command]:
     """Gives a command one flag per setting of `groups` and `--config`, and calls it with `settings=` in force.
 

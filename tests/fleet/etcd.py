@@ -3,13 +3,13 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.process import free_port
 
 from nebula_router.fleet.settings import StoreSettings
 
@@ -107,10 +107,3 @@ class Etcd:
             self._process.send_signal(signal.SIGCONT)
             self._process.wait(WITHIN_S)
             self._process = None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
+from tests.e2e.process import free_port
 from tests.fleet.conftest import OpenEtcd
-from tests.fleet.etcd import Etcd, free_port
+from tests.fleet.etcd import Etcd
 from tests.fleet.test_etcd import answers
 from tests.fleet.test_store import seen
 from tests.gateway.wait import until

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from tests.fleet.etcd import WITHIN_S, Etcd, free_port
+from tests.e2e.process import free_port
+from tests.fleet.etcd import WITHIN_S, Etcd
 from tests.fleet.fleets import announce, gpu, node, placement, want
 from tests.fleet.test_sizing import LLAMA_8B, saved
 

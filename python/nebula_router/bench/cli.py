@@ -27,6 +27,7 @@ from nebula_router.bench.pacer import Pace
 from nebula_router.bench.result import Part
 from nebula_router.bench.stand import Plan
 from nebula_router.bench.sweep import sweep
+from nebula_router.flags import examples
 from nebula_router.sources import ConfigError
 
 app = typer.Typer(
@@ -80,7 +81,7 @@ Only = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True, epilog="\n\n".join(["Examples:", *(f"`{line}`" for line in _LIVE)]))
+@app.callback(invoke_without_command=True, epilog=examples(*_LIVE))
 @takes_options
 def live(context: typer.Context, *, options: Options, shape: Mapping[str, str]) -> None:
     """Ask a server what a workload asks and measure it; or, by a command below, measure the gateway beside its peers.

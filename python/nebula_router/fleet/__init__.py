@@ -12,7 +12,7 @@
 `roster`, `discovery`  which endpoints get traffic; from the store to a gateway's engines
 `operations`           what people ask of a fleet; `asking` is how
 `commands`             the fleet's commands
-`settings`             the settings of its daemons
+`settings`, `clock`    the settings of its daemons; the time as records have it
 `waiting`              waits that lose no cancellation
 =====================  ==================================================================================
 """

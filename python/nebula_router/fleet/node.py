@@ -17,13 +17,13 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import nebula_router
 from nebula_router.fleet.claim import Claim, Lock, NodeTakenError
+from nebula_router.fleet.clock import now_ms
 from nebula_router.fleet.engine import saved as saving
 from nebula_router.fleet.engine.command import Machine
 from nebula_router.fleet.engine.house import House
@@ -182,7 +182,7 @@ class Node:
         errors = {key: keeper.error for key, (keeper, _) in self._keepers.items() if keeper.error}
         return NodeStatus(
             node_id=self.node_id,
-            last_heartbeat_ms=round(time.time() * 1000),
+            last_heartbeat_ms=now_ms(),
             gpus=gpus,
             host=self._host,
             ports=(house.ports.engines.start, house.ports.engines.stop - 1),

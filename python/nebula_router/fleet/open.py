@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from nebula_router.fleet.settings import StoreSettings
     from nebula_router.fleet.store import Store
 
@@ -15,3 +18,13 @@ def open_store(settings: StoreSettings) -> Store:
     from nebula_router.fleet.etcd import EtcdStore
 
     return EtcdStore(settings)
+
+
+@asynccontextmanager
+async def opened_store(settings: StoreSettings) -> AsyncIterator[Store]:
+    """The same for as long as the context is entered; it is closed then."""
+    store = open_store(settings)
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -10,7 +10,6 @@ schedulers' rules, so that it has its effect where none runs.
 
 from __future__ import annotations
 
-import time
 import uuid
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
@@ -26,6 +25,7 @@ from nebula_router.fleet.asking.documents import (
     Placements,
     ScaleOrder,
 )
+from nebula_router.fleet.clock import now_ms
 from nebula_router.fleet.engine.engine_args import EngineConfigError
 from nebula_router.fleet.model.model_files import ModelFilesError
 from nebula_router.fleet.placing.book import decide, look
@@ -235,11 +235,6 @@ async def unload(store: Store, model_uid: str) -> Done:
     running = sum(uid == model_uid for uid, _ in before.endpoints)
     ends = f"; its nodes end {_count(running, 'engine')}" if running else ""
     return Done(text=f"{model_uid} is unloaded{ends}", model_uid=model_uid)
-
-
-def now_ms() -> int:
-    """The time, as records have it."""
-    return time.time_ns() // 1_000_000
 
 
 async def _placed(

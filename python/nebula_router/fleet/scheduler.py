@@ -10,6 +10,7 @@ import time
 from contextlib import aclosing
 from typing import Final
 
+from nebula_router.fleet.clock import now_ms
 from nebula_router.fleet.engine.engine_args import EngineConfigError
 from nebula_router.fleet.follow import View, follow
 from nebula_router.fleet.model.model_files import ModelFilesError
@@ -122,7 +123,7 @@ class Scheduler:
         if not _to_size(fleet).keys() <= sizings.keys():
             self._woken.set()  # Somebody asked for something since: what that needs is looked up first.
             return {}
-        return self._decider.changes(fleet, sizings, time.monotonic(), time.time_ns() // 1_000_000)
+        return self._decider.changes(fleet, sizings, time.monotonic(), now_ms())
 
     async def _size(self, fleet: Snapshot) -> None:
         """Looks up what models need, in their files; again only when a spec has changed."""

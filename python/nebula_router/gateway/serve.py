@@ -18,7 +18,7 @@ from granian.server.embed import Server
 
 from nebula_router.core import Core, start_log
 from nebula_router.fleet.discovery import Discovery
-from nebula_router.fleet.open import open_store
+from nebula_router.fleet.open import opened_store
 from nebula_router.gateway.app import GatewayApp
 from nebula_router.gateway.log import start_python_log
 from nebula_router.kinds import address
@@ -81,11 +81,8 @@ async def _stored(settings: Settings, fleet: Fleet | None) -> AsyncIterator[Stor
         async with fleet() as store:
             yield store
     elif settings.follows_store:
-        store = open_store(settings.store)
-        try:
+        async with opened_store(settings.store) as store:
             yield store
-        finally:
-            await store.close()
     else:
         yield None
 

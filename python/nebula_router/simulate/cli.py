@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from nebula_router.config import Settings
-from nebula_router.flags import takes_settings
+from nebula_router.flags import examples, takes_settings
 from nebula_router.presets import Timing
 from nebula_router.reference import settings as setting_rows
 from nebula_router.simulate import bar, files, table
@@ -49,7 +49,7 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog="\n\n".join(["Examples:", *(f"`{line}`" for line in _EXAMPLES)]))
+@app.command(epilog=examples(*_EXAMPLES))
 @takes_settings("sim", "route", without=_NOT_SIMULATED)
 @takes_options
 def simulate(

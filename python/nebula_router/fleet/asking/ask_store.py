@@ -17,7 +17,7 @@ from nebula_router.fleet.asking.documents import (
     Placements,
     ScaleOrder,
 )
-from nebula_router.fleet.open import open_store
+from nebula_router.fleet.open import opened_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,10 +74,7 @@ class StoredFleet:
 
     def _ask(self, question: Callable[[Store], Awaitable[D]]) -> D:
         async def asked() -> D:
-            store = open_store(self._settings.store)
-            try:
+            async with opened_store(self._settings.store) as store:
                 return await question(store)
-            finally:
-                await store.close()
 
         return asyncio.run(asked())

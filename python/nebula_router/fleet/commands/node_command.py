@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from nebula_router.config import Settings
-from nebula_router.flags import takes_settings
+from nebula_router.flags import examples, takes_settings
 from nebula_router.sources import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _EXAMPLES: Final = (
 
 def register(app: typer.Typer) -> None:
     """Give the program its command `node`."""
-    app.command("node", epilog="\n\n".join(["Examples:", *(f"`{line}`" for line in _EXAMPLES)]))(_command)
+    app.command("node", epilog=examples(*_EXAMPLES))(_command)
 
 
 @takes_settings("store", "node")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, Type
 import typer
 
 from nebula_router.config import Settings
-from nebula_router.flags import Command, takes_settings
+from nebula_router.flags import Command, examples, takes_settings
 from nebula_router.sources import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ _RoleWord = Literal["unified", "prefill", "decode"]
 _EPILOG: Final = (
     "The store is asked where `--etcd-endpoint`, the environment or a file names one, else a running gateway.",
     "Exit status: 0 done, 1 the fleet cannot do it, 2 called wrongly, 3 no room for a replica.",
-    "Examples:",
 )
 
 
@@ -98,7 +97,7 @@ class Asked:
 
 def register(app: typer.Typer) -> None:
     """Gives `app` the commands."""
-    for command, *examples in (
+    for command, *lines in (
         (status, "nebula status", "nebula status --etcd-endpoint http://10.0.0.2:2379", "nebula status --json"),
         (models, "nebula models", "nebula models --json"),
         (nodes, "nebula nodes", "nebula nodes --url http://10.0.0.9:8081"),
@@ -113,7 +112,7 @@ def register(app: typer.Typer) -> None:
         ),
         (unload, "nebula unload qwen2_5_7b"),
     ):
-        epilog = "\n\n".join([*_EPILOG, *(f"`{line}`" for line in examples)])
+        epilog = "\n\n".join([*_EPILOG, examples(*lines)])
         app.command(epilog=epilog)(takes_settings("store")(_asks(command)))
 
 

@@ -13,7 +13,7 @@ from nebula_router.fleet.commands.scheduler_command import REFUSED, UNREACHABLE,
 from nebula_router.fleet.engine.engine_args import EngineConfigError
 from nebula_router.fleet.engine.engine_config import EngineConfig, memory_mb, read_engine_config
 from nebula_router.fleet.model.model_files import ModelFilesError
-from nebula_router.fleet.open import open_store
+from nebula_router.fleet.open import opened_store
 from nebula_router.fleet.placing.one_shot import Ask, Placed, UnknownModelError, place
 from nebula_router.fleet.records import Pool, RecordError, Role, checked_id
 from nebula_router.fleet.scheduler import Scheduler
@@ -44,12 +44,9 @@ async def _kept(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    store = open_store(settings.store)
-    logging.getLogger(__name__).info("placing models by %s", ", ".join(settings.store.endpoints))
-    try:
+    async with opened_store(settings.store) as store:
+        logging.getLogger(__name__).info("placing models by %s", ", ".join(settings.store.endpoints))
         await Scheduler(store, settings.scheduler).run(stop)
-    finally:
-        await store.close()
 
 
 def place_one(settings: Settings, options: Options) -> int:
@@ -82,11 +79,8 @@ def place_one(settings: Settings, options: Options) -> int:
 
 
 async def _with_store(settings: Settings, ask: Ask) -> Placed:
-    store = open_store(settings.store)
-    try:
+    async with opened_store(settings.store) as store:
         return await place(store, ask, settings.scheduler)
-    finally:
-        await store.close()
 
 
 def asked(options: Options) -> Ask:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from nebula_router.config import Settings
-from nebula_router.flags import takes_settings
+from nebula_router.flags import examples, takes_settings
 from nebula_router.serving import serve
 from nebula_router.sources import ConfigError
 
@@ -39,8 +39,7 @@ _EXAMPLES: Final = (
 
 def register(app: typer.Typer) -> None:
     """Gives the program its command `up`."""
-    epilog = "\n\n".join(["Examples:", *(f"`{line}`" for line in _EXAMPLES)])
-    app.command("up", epilog=epilog)(takes_settings(*_TAKES, without=_WITHOUT)(_up))
+    app.command("up", epilog=examples(*_EXAMPLES))(takes_settings(*_TAKES, without=_WITHOUT)(_up))
 
 
 def _up(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
+from nebula_router.fleet.clock import now_ms
 from nebula_router.fleet.records import EndpointInfo, RecordError
 from nebula_router.fleet.store import StoreClosedError, StoreError
 from nebula_router.fleet.waiting import happened
@@ -69,7 +69,7 @@ class Announcement:
         if info is None:
             await self._withdraw()
             return
-        value = info.model_copy(update={"last_heartbeat_ms": round(time.time() * 1000)}).stored()
+        value = info.model_copy(update={"last_heartbeat_ms": now_ms()}).stored()
         if not self._shares:
             await self._store.put(self._key, value, self._settings.lease_s)
             return

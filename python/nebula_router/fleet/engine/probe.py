@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from nebula_router.fleet.clock import now_ms
 from nebula_router.fleet.records import EngineStats
 from nebula_router.fleet.waiting import within
 
@@ -156,7 +156,7 @@ class Load:
             waiting=self.waiting,
             running=self.running,
             ttft_ms=self._ttft_ms(before),
-            read_at_ms=round(time.time() * 1000),
+            read_at_ms=now_ms(),
         )
 
     def _ttft_ms(self, before: Load | None) -> float | None:
