@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nebula_router.config import MB
 from nebula_router.fleet.engine import saved as saving
 from nebula_router.fleet.engine.announcement import Announcement
 from nebula_router.fleet.engine.container import clean
@@ -34,6 +33,7 @@ _POLL_S: Final = 0.1
 """Time in which the end of a process is seen."""
 _STARTING_EVERY_S: Final = 0.25
 """Longest time between two looks at an engine that starts."""
+_MB: Final = 1 << 20
 _RETRY_S: Final = 1.0
 _TAIL_LINES: Final = 6
 _TAIL_CHARACTERS: Final = 1200
@@ -240,7 +240,7 @@ class Keeper:
         if now < self._next_care:
             return
         self._next_care = now + self._settings.heartbeat_s
-        await asyncio.to_thread(turn_over, self._folder / LOG, self._settings.log_max_mb * MB, self._settings.log_keep)
+        await asyncio.to_thread(turn_over, self._folder / LOG, self._settings.log_max_mb * _MB, self._settings.log_keep)
         if self._state.phase is Phase.READY and await self._engine.measure():
             self._say()
 
