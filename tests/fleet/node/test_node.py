@@ -93,6 +93,12 @@ async def test_a_replica_that_moved_away_leaves_the_new_nodes_record_alone(machi
         theirs = mine.model_copy(update={"node_id": "n2", "base_url": "http://10.0.0.2:1"})
         pid = machine.known_pid()
         await machine.place({"node_id": "n2"})
+
+        async def has_heard() -> bool:
+            endpoint = await machine.endpoint()
+            return endpoint is not None and endpoint.status is EndpointStatus.DRAINING
+
+        await until("the node to hear of it", has_heard)
         await machine.store.put(endpoint_key(UID, 0), theirs.stored())
         await until("its end", lambda: not is_alive(pid))
         await until("nothing to be left", lambda: machine.pid() is None)
